@@ -1,0 +1,35 @@
+"""What every benchmark writes down: the commit, the machine, and one JSON line a figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from rillm.bench import cpu_name
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def git_commit() -> str:
+    """Short hash of the checkout, with + where it has changes."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent,
+    )  # fmt: skip
+    return run.stdout.strip() or "unknown"
+
+
+def record(name: str, **fields: Any) -> None:
+    """Appends one figure to results/NAME.jsonl."""
+    row = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": git_commit(),
+        "cpu": cpu_name(),
+        **fields,
+    }
+    FOLDER.mkdir(exist_ok=True)
+    with (FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
