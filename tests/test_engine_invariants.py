@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from draft_oracle import draft_oracle
 from random_gguf import HEAD_DIM, KV_HEADS, LAYERS, VOCAB_ROWS, WEIGHT_TYPES
 
 from rillm import SamplingParams
 from rillm.core import SamplingRequest
-from rillm.engine import EngineConfig, Request
+from rillm.engine import EngineConfig, Request, speculation
 from rillm.engine.loading import LoadedEngine, load_engine
 from rillm.gguf import GGMLType
 
@@ -94,7 +95,10 @@ def some_prompts(seed: int) -> list[list[int]]:
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES, ids=lambda weight_type: weight_type.name)
 def test_logits_are_bit_identical_however_they_are_computed(
-    models: dict[GGMLType, Path], weight_type: GGMLType, cache_type: str
+    models: dict[GGMLType, Path],
+    weight_type: GGMLType,
+    cache_type: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = models[weight_type]
     prompts = some_prompts(int(weight_type))
@@ -124,10 +128,16 @@ def test_logits_are_bit_identical_however_they_are_computed(
     assert loaded.engine.stats.num_preemptions > 0
     for num_threads in (2, 3):
         check(run(prompts, num_threads=num_threads)[0])
+    guesses = draft_oracle(list(zip(prompts, alone, strict=True)), right=0.8)
+    monkeypatch.setattr(speculation, "find_draft", guesses)
+    for budget in (7, 20):  # several tokens of a sequence in one step, some of them wrong
+        tokens, loaded = run(prompts, draft_tokens=budget, num_blocks=13)
+        check(tokens)
+        assert loaded.engine.stats.drafted_tokens > 60
 
 
 def test_the_same_seed_gives_the_same_text_whatever_else_runs(
-    models: dict[GGMLType, Path],
+    models: dict[GGMLType, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = models[GGMLType.Q4_K]
     sampling = SamplingParams(temperature=1.3, seed=7, repeat_penalty=1.1)
@@ -136,6 +146,9 @@ def test_the_same_seed_gives_the_same_text_whatever_else_runs(
     alone = [run([prompt])[0][0] for prompt in prompts]
     assert run(prompts)[0] == alone
     assert run(prompts, max_num_seqs=3, num_threads=2, num_blocks=14)[0] == alone
+    guesses = draft_oracle(list(zip(prompts, alone, strict=True)), right=0.8)
+    monkeypatch.setattr(speculation, "find_draft", guesses)
+    assert run(prompts, draft_tokens=9)[0] == alone
     other = SamplingParams(temperature=1.3, seed=8, repeat_penalty=1.1)
     assert run([prompts[0]], sampling=other)[0][0] != alone[0]
 

@@ -66,6 +66,7 @@ class LLM:
         cache_memory: int | None = None,
         isa: str | None = None,
         chat_template: str | None = None,
+        draft_tokens: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Loads a GGUF file.
@@ -75,7 +76,8 @@ class LLM:
         together. cache_type: "f16" or "q8_0" keys and values. cache_memory: bytes for them; None
         for what the sequences need, up to half of the available memory. isa: a kernel variant by
         name. chat_template: name of a built-in one, or Jinja source; None for the file's.
-        progress: called with bytes loaded and bytes in total.
+        draft_tokens: guess up to so many tokens of a step from the text before them (the answer
+        stays the same). progress: called with bytes loaded and bytes in total.
         """
         config = EngineConfig(
             num_threads=num_threads,
@@ -84,6 +86,7 @@ class LLM:
             cache_type=cache_type,
             cache_memory=cache_memory,
             isa=isa,
+            draft_tokens=draft_tokens,
         )
         self._loaded: LoadedEngine = load_engine(
             path, config, chat_template=chat_template, progress=progress

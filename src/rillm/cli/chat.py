@@ -92,6 +92,8 @@ def chat(
         str | None,
         typer.Option("--chat-template", help="Name of a built-in template [default: the file's]."),
     ] = None,
+    spec_type: options.SpecType = "none",
+    draft_max: options.DraftMax = options.DEFAULT_DRAFT,
     temperature: options.Temperature = DEFAULTS.temperature,
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
@@ -102,7 +104,8 @@ def chat(
     """Reads lines from the terminal (or stdin) and answers them."""
     params = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     conversation = Conversation(system)
-    with options.load(model, threads, ctx_size, cache_type, chat_template) as llm:
+    draft = options.draft_tokens(spec_type, draft_max)
+    with options.load(model, threads, ctx_size, cache_type, chat_template, draft) as llm:
         if sys.stdin.isatty():
             stderr.print(
                 f"{model.name}, context {llm.context_length} tokens. /help for commands.",

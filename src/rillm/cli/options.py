@@ -30,6 +30,27 @@ NumPredict = Annotated[
 CacheType = Annotated[
     str, typer.Option("-ctk", "--cache-type", help="KV cache: f16, or q8_0 at half the memory.")
 ]
+SpecType = Annotated[
+    str,
+    typer.Option(
+        "--spec-type",
+        envvar="LLAMA_ARG_SPEC_TYPE",
+        help="Guess tokens that stood in the text before: none or ngram-simple. The answer stays "
+        "the same; editing and quoting get faster.",
+    ),
+]
+DraftMax = Annotated[
+    int,
+    typer.Option(
+        "--draft-max",
+        "--draft",
+        "--spec-draft-n-max",
+        min=1,
+        envvar="LLAMA_ARG_SPEC_DRAFT_N_MAX",
+        help="Most tokens guessed in a step.",
+    ),
+]
+DEFAULT_DRAFT = 8
 Temperature = Annotated[
     float, typer.Option("--temp", help="Temperature; 0 = always the likeliest.")
 ]
@@ -58,12 +79,20 @@ def sampling(
     )
 
 
+def draft_tokens(spec_type: str, draft_max: int) -> int:
+    """Guesses of a step: 0 without speculation."""
+    if spec_type not in ("none", "ngram-simple"):
+        raise typer.BadParameter(f"--spec-type {spec_type}: must be none or ngram-simple")
+    return 0 if spec_type == "none" else draft_max
+
+
 def load(
     model: Path,
     threads: int | None,
     ctx_size: int,
     cache_type: str,
     chat_template: str | None = None,
+    draft: int = 0,
 ) -> LLM:
     """The model, with a progress bar while it loads. One sequence at a time."""
     with progress_bar(f"loading {model.name}") as progress:
@@ -74,5 +103,6 @@ def load(
             max_num_seqs=1,
             cache_type=cache_type.lower(),
             chat_template=chat_template,
+            draft_tokens=draft,
             progress=progress,
         )

@@ -35,6 +35,8 @@ def run(
     threads: options.Threads = None,
     ctx_size: options.ContextSize = 4096,
     cache_type: options.CacheType = "f16",
+    spec_type: options.SpecType = "none",
+    draft_max: options.DraftMax = options.DEFAULT_DRAFT,
     temperature: options.Temperature = DEFAULTS.temperature,
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
@@ -49,7 +51,8 @@ def run(
         raise typer.BadParameter("give one prompt: rillm run -m FILE PROMPT (or -p PROMPT, or -)")
     text = sys.stdin.read() if given[0] == "-" else given[0]
     params = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-    with options.load(model, threads, ctx_size, cache_type) as llm:
+    draft = options.draft_tokens(spec_type, draft_max)
+    with options.load(model, threads, ctx_size, cache_type, draft=draft) as llm:
         if raw:
             chunks = llm.stream(text, params, n_predict=n_predict)
         else:
@@ -62,8 +65,10 @@ def run(
         print()
         if stats:
             timings = llm.last_timings
+            guesses = f", {timings.draft_n_accepted} of {timings.draft_n} guesses came true"
             stderr.print(
                 f"prompt {timings.prompt_n} tokens at {timings.prompt_per_second:.1f}/s, "
-                f"answer {timings.predicted_n} tokens at {timings.predicted_per_second:.1f}/s",
+                f"answer {timings.predicted_n} tokens at {timings.predicted_per_second:.1f}/s"
+                f"{guesses if timings.draft_n else ''}",
                 style="dim",
             )

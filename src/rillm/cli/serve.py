@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rillm.cli import options
 from rillm.errors import RillmError
 
 
@@ -110,6 +111,8 @@ def serve(
     cache_prompt: Annotated[
         bool, typer.Option("--cache-prompt/--no-cache-prompt", help="Reuse common prefixes.")
     ] = True,
+    spec_type: options.SpecType = "none",
+    draft_max: options.DraftMax = options.DEFAULT_DRAFT,
     chat_template: Annotated[
         str | None,
         typer.Option(
@@ -226,6 +229,7 @@ def serve(
         batch_size=batch_size,
         cache_type=cache_type_k.lower(),
         cache_prompt=cache_prompt,
+        draft_tokens=options.draft_tokens(spec_type, draft_max),
         chat_template=template,
         reasoning_format=reasoning_format,
         sampling={name: value for name, value in sampling.items() if value is not None},

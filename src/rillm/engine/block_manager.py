@@ -190,9 +190,10 @@ class BlockManager:
             sequence.block_table.append(self._take())
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
-        """Adds blocks until all tokens of a sequence have room; False if there are not enough."""
-        num_new = self.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+    def grow(self, sequence: Sequence, num_more: int = 0) -> bool:
+        """Adds blocks until all tokens of a sequence, and num_more, have room; False if there are
+        not enough."""
+        num_new = self.blocks_for(sequence.num_tokens + num_more) - len(sequence.block_table)
         if num_new > self.num_free_blocks:
             return False
         for _ in range(num_new):

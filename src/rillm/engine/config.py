@@ -24,6 +24,7 @@ class EngineConfig:
     cache_type: str = "f16"  # how keys and values are stored: f16 or q8_0
     cache_memory: int | None = None  # bytes for the KV cache; None: from the memory available
     prefix_cache: bool = True  # reuse the KV of prompts that begin alike
+    draft_tokens: int = 0  # guessed tokens of one step, of all sequences; 0 = no speculation
     max_prefill_delay: float = 2.0  # decode steps that a prompt chunk may delay other sequences by
     max_step_seconds: float = 1.0  # of prompt tokens in a step; a request is aborted between steps
     isa: str | None = None  # kernel variant; None: RILLM_ISA or the best for this CPU
@@ -37,6 +38,8 @@ class EngineConfig:
             raise RillmError(
                 f"context_length must be 0 (the model's own) or more, not {self.context_length}"
             )
+        if self.draft_tokens < 0:
+            raise RillmError(f"draft_tokens must be 0 (none) or more, not {self.draft_tokens}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise RillmError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "

@@ -15,7 +15,7 @@ from rillm.engine.generation import Generation
 from rillm.engine.model_runner import Model, ModelRunner
 from rillm.engine.outputs import ContextSizeError, FinishReason, Output, TokenProbs
 from rillm.engine.request import Request
-from rillm.engine.scheduler import PrefillPacer, Scheduler, Step
+from rillm.engine.scheduler import PrefillPacer, ScheduledSequence, Scheduler, Step
 from rillm.engine.sequence import Sequence, SequenceStatus
 from rillm.errors import RillmError
 from rillm.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ class EngineStats:
     prompt_tokens: int = 0  # computed
     cached_prompt_tokens: int = 0  # found in the prefix cache
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # guessed by speculation, whether they came true or not
     prompt_seconds: float = 0.0  # of steps with prompt tokens
     generation_seconds: float = 0.0  # of steps without
 
@@ -83,6 +84,7 @@ class Engine:
             self.blocks,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            draft_tokens=config.draft_tokens,
             pacer=PrefillPacer(config.max_prefill_delay, config.max_step_seconds),
         )
 
@@ -110,7 +112,12 @@ class Engine:
         sequence.wants_logits = request.n_predict != 0
         draw = make_draw(request.sampling, self.tokenizer, self.vocab_size)
         return Generation(
-            sequence, request, self.tokenizer, draw, context_length=self.context_length
+            sequence,
+            request,
+            self.tokenizer,
+            draw,
+            context_length=self.context_length,
+            draft_tokens=self.config.draft_tokens,
         )
 
     def add(self, generation: Generation) -> None:
@@ -178,13 +185,39 @@ class Engine:
                     if not sequence.wants_logits:
                         outputs.append(self._finish(generation.end("limit")))
         outputs += self._draw_tokens(drawing)
-        self._count(step, len(drawing), time.perf_counter() - started)
+        num_drawn = sum(output.token is not None for output in outputs)
+        self._count(step, num_drawn, time.perf_counter() - started)
         return outputs
 
-    def _draw_tokens(self, sequences: list[Sequence]) -> list[Output]:
+    def _draw_tokens(self, drawing: list[ScheduledSequence]) -> list[Output]:
+        """Draws the next token of each, and goes on after it while the draft comes true."""
+        outputs: list[Output] = []
+        first_rows = itertools.accumulate((1 + len(item.draft) for item in drawing), initial=0)
+        turns = list(zip(drawing, first_rows, strict=False))
+        place = 0
+        while turns:
+            outputs += self._draw_once([(item.sequence, row + place) for item, row in turns])
+            turns = [(item, row) for item, row in turns if self._came_true(item, place)]
+            place += 1
+        return outputs
+
+    def _came_true(self, item: ScheduledSequence, place: int) -> bool:
+        """Whether the token just drawn is the draft's at `place`; it is computed already then."""
+        sequence = item.sequence
+        if sequence.status is SequenceStatus.FINISHED or place >= len(item.draft):
+            return False
+        if sequence.token_ids[-1] != item.draft[place]:
+            return False
+        sequence.num_computed_tokens += 1
+        assert sequence.drafter is not None
+        sequence.drafter.accept()
+        return True
+
+    def _draw_once(self, rows: list[tuple[Sequence, int]]) -> list[Output]:
+        """Draws one token for each sequence, from its row of logits."""
         outputs: list[Output] = []
         drawing: list[Generation] = []
-        for row, sequence in enumerate(sequences):
+        for sequence, row in rows:
             generation = self._generations[sequence.sequence_id]
             mask = generation.request.mask_provider
             try:
@@ -253,6 +286,7 @@ class Engine:
         stats.num_preemptions += step.num_preempted
         stats.prompt_tokens += step.num_prefill_tokens
         stats.generated_tokens += num_drawn
+        stats.drafted_tokens += step.num_draft_tokens
         if step.num_prefill_tokens:
             stats.prompt_seconds += seconds
         else:

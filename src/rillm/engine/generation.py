@@ -15,6 +15,7 @@ from rillm.engine.outputs import (
 )
 from rillm.engine.request import Request
 from rillm.engine.sequence import Sequence
+from rillm.engine.speculation import Drafter
 from rillm.engine.text import StopMatcher
 from rillm.errors import RillmError
 from rillm.tokenizer import StreamDecoder, Tokenizer
@@ -31,7 +32,9 @@ class Generation:
         draw: SamplingRequest,
         *,
         context_length: int,
+        draft_tokens: int = 0,
     ) -> None:
+        """draft_tokens: guesses of a step at most."""
         self.sequence = sequence
         self.request = request
         self.draw = draw
@@ -40,6 +43,9 @@ class Generation:
         self._stops = StopMatcher(request.stop)
         room = context_length - sequence.num_prompt_tokens
         self._max_tokens = room if request.n_predict < 0 else min(request.n_predict, room)
+        if draft_tokens:
+            end = sequence.num_prompt_tokens + self._max_tokens
+            sequence.drafter = Drafter(draft_tokens, end)
         self._context_length = context_length
         self._has_new_line = False
         self._started: float | None = None  # when the first chunk of the prompt was scheduled
@@ -94,12 +100,15 @@ class Generation:
         started = self._started if self._started is not None else now
         first = self._first_token if self._first_token is not None else now
         num_cached = max(0, sequence.num_cached_tokens)
+        drafter = sequence.drafter
         return Timings(
             cache_n=num_cached,
             prompt_n=sequence.num_prompt_tokens - num_cached,
             prompt_ms=1000.0 * (first - started),
             predicted_n=sequence.num_generated_tokens,
             predicted_ms=1000.0 * max(0.0, self._last_token - first),
+            draft_n=0 if drafter is None else drafter.num_drafted,
+            draft_n_accepted=0 if drafter is None else drafter.num_accepted,
         )
 
     def _is_late(self) -> bool:

@@ -126,7 +126,7 @@ def load_engine(
             core,
             team,
             max_tokens=config.max_num_batched_tokens,
-            max_logits=config.max_num_seqs,
+            max_logits=config.max_num_seqs + config.draft_tokens,
             num_blocks=plan.num_blocks,
             block_size=plan.block_size,
             cache_type=cache_type,

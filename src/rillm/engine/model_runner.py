@@ -6,8 +6,7 @@ from array import array
 from typing import Protocol
 
 from rillm.core import Batch
-from rillm.engine.scheduler import Step
-from rillm.engine.sequence import Sequence
+from rillm.engine.scheduler import ScheduledSequence, Step
 
 
 class BlockStore(Protocol):
@@ -46,8 +45,9 @@ class ModelRunner:
         self._model = model
         self._block_size = block_size
 
-    def run(self, step: Step) -> list[Sequence]:
-        """Computes a step; returns the sequences to draw a token for, in order of logits row."""
+    def run(self, step: Step) -> list[ScheduledSequence]:
+        """Computes a step; returns what to draw tokens for: each has a logits row for its last
+        token, and one for each guess after it, one after another."""
         cache = self._model.kv_cache
         for source, target in step.copies:
             cache.write(target, cache.read(source))
@@ -60,21 +60,23 @@ class ModelRunner:
         return self._model.logits_address(row)
 
 
-def build_batch(step: Step, block_size: int) -> tuple[Batch, list[Sequence]]:
-    """The ragged batch of a step, and the sequences whose last token's logits it gives.
+def build_batch(step: Step, block_size: int) -> tuple[Batch, list[ScheduledSequence]]:
+    """The ragged batch of a step, and those of it whose logits it gives (see ModelRunner.run).
 
     No work here grows with a context token by token: tables and prompts are copied as slices.
     """
     token_ids, positions, slot_mapping = array("i"), array("i"), array("i")
     cu_seqlens_q, context_lens, logits_rows = array("i", [0]), array("i"), array("i")
-    drawing: list[Sequence] = []
+    drawing: list[ScheduledSequence] = []
     tables: list[array[int]] = []
     for item in step.scheduled:
         sequence = item.sequence
         start = sequence.num_computed_tokens
-        end = start + item.num_tokens
+        last = start + item.num_tokens
+        end = last + len(item.draft)
         table = sequence.block_table
-        token_ids.extend(sequence.token_ids[start:end])
+        token_ids.extend(sequence.token_ids[start:last])
+        token_ids.extend(item.draft)
         positions.extend(range(start, end))
         position = start
         while position < end:
@@ -86,9 +88,9 @@ def build_batch(step: Step, block_size: int) -> tuple[Batch, list[Sequence]]:
         cu_seqlens_q.append(len(token_ids))
         context_lens.append(end)
         tables.append(table[: -(-end // block_size)])
-        if end == sequence.num_tokens and sequence.wants_logits:
-            logits_rows.append(len(token_ids) - 1)
-            drawing.append(sequence)
+        if last == sequence.num_tokens and sequence.wants_logits:
+            logits_rows.extend(range(len(token_ids) - 1 - len(item.draft), len(token_ids)))
+            drawing.append(item)
     max_blocks = max(map(len, tables))
     block_tables = array("i")
     for table in tables:

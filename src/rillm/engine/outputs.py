@@ -31,6 +31,8 @@ class Timings:
     prompt_ms: float = 0.0
     predicted_n: int = 0
     predicted_ms: float = 0.0
+    draft_n: int = 0  # tokens guessed by speculation
+    draft_n_accepted: int = 0  # of them, those that came true
 
     @property
     def prompt_per_token_ms(self) -> float:
@@ -53,7 +55,8 @@ class Timings:
         return 1000.0 * self.predicted_n / self.predicted_ms if self.predicted_ms > 0 else 0.0
 
     def to_dict(self) -> dict[str, float]:
-        """All nine fields of llama-server's object; never NaN."""
+        """All fields of llama-server's object (draft_* where tokens were guessed); never NaN."""
+        drafts = {"draft_n": self.draft_n, "draft_n_accepted": self.draft_n_accepted}
         return {
             "cache_n": self.cache_n,
             "prompt_n": self.prompt_n,
@@ -64,6 +67,7 @@ class Timings:
             "predicted_ms": self.predicted_ms,
             "predicted_per_token_ms": self.predicted_per_token_ms,
             "predicted_per_second": self.predicted_per_second,
+            **(drafts if self.draft_n else {}),
         }
 
 

@@ -8,6 +8,7 @@ own and is computed again later (from the prefix cache as far as that still hold
 
 from __future__ import annotations
 
+from array import array
 from bisect import insort
 from dataclasses import dataclass, field
 
@@ -25,10 +26,11 @@ _REMEASURE = 64
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """Compute the tokens [num_computed_tokens, num_computed_tokens + num_tokens)."""
+    """Compute the tokens [num_computed_tokens, num_computed_tokens + num_tokens), and guesses."""
 
     sequence: Sequence
     num_tokens: int
+    draft: array[int] = field(default_factory=lambda: array("i"))  # what may follow them
 
 
 @dataclass(slots=True)
@@ -39,12 +41,13 @@ class Step:
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks (from, to), in order
     num_decodes: int = 0
     num_prefill_tokens: int = 0
+    num_draft_tokens: int = 0
     num_preempted: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the batch."""
-        return self.num_decodes + self.num_prefill_tokens
+        return self.num_decodes + self.num_draft_tokens + self.num_prefill_tokens
 
 
 class PrefillPacer:
@@ -117,11 +120,13 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        draft_tokens: int = 0,
         pacer: PrefillPacer | None = None,
     ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.draft_tokens = draft_tokens
         self.pacer = PrefillPacer() if pacer is None else pacer
         # Both in the order of arrival: sequence ids ascend.
         self.waiting: list[Sequence] = []
@@ -147,7 +152,8 @@ class Scheduler:
         """Plans the next step; it has tokens whenever there is any work."""
         step = Step()
         self._schedule_decodes(step)
-        budget = self.max_num_batched_tokens - step.num_decodes
+        self._schedule_drafts(step)
+        budget = self.max_num_batched_tokens - step.num_tokens
         num_prompts = len(self.running) - step.num_decodes + len(self.waiting)
         limit = self.pacer.limit(step.num_decodes, min(num_prompts, self.max_num_seqs))
         if limit is not None:
@@ -169,6 +175,22 @@ class Scheduler:
             if self._make_room(step, sequence):
                 step.scheduled.append(ScheduledSequence(sequence, 1))
                 step.num_decodes += 1
+
+    def _schedule_drafts(self, step: Step) -> None:
+        """Adds guesses to the decodes, as far as they take nothing from anybody."""
+        room = min(self.draft_tokens, self.max_num_batched_tokens - step.num_decodes)
+        for item in step.scheduled:
+            sequence = item.sequence
+            if room <= 0:
+                return
+            if sequence.drafter is None:
+                continue
+            draft = sequence.drafter.propose(sequence.token_ids, room)
+            if draft and self.blocks.grow(sequence, len(draft)):
+                item.draft = draft
+                sequence.drafter.begin(len(draft))
+                step.num_draft_tokens += len(draft)
+                room -= len(draft)
 
     def _make_room(self, step: Step, sequence: Sequence) -> bool:
         """Finds the block for a sequence's next token, if need be a newer sequence's."""

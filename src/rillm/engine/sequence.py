@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Iterable
 from enum import Enum
 
+from rillm.engine.speculation import Drafter
+
 
 class SequenceStatus(Enum):
     """Where a sequence is in its life."""
@@ -25,6 +27,7 @@ class Sequence:
     __slots__ = (
         "block_digests",
         "block_table",
+        "drafter",
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
@@ -45,6 +48,7 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.use_prefix_cache = use_prefix_cache
         self.wants_logits = True  # of the last token; False: only fill the cache
+        self.drafter: Drafter | None = None  # guesses its next tokens, where that is wanted
         self.status = SequenceStatus.WAITING
         self.block_table = array("i")
         self.num_computed_tokens = 0

@@ -32,6 +32,7 @@ class ServerConfig:
     batch_size: int = 512  # tokens of one step
     cache_type: str = "f16"  # keys and values: f16 or q8_0
     cache_memory: int | None = None  # bytes; None: from the memory available
+    draft_tokens: int = 0  # tokens guessed in a step from the text before them; 0: none
     cache_prompt: bool = True  # reuse the keys and values of prompts that begin alike
     isa: str | None = None
     chat_template: str | None = None  # name of a built-in one or Jinja source; None: the file's
@@ -102,5 +103,6 @@ class ServerConfig:
             cache_type=self.cache_type,
             cache_memory=self.cache_memory,
             prefix_cache=self.cache_prompt,
+            draft_tokens=self.draft_tokens,
             isa=self.isa,
         )
