@@ -225,5 +225,9 @@ int core_program_run(CoreProgram* program, const CoreBatch* batch) {
 }
 
 const float* core_program_output(const CoreProgram* program) { return program->output(); }
+int core_program_add_rows(const CoreProgram* program, int32_t buffer, int32_t first, int32_t count,
+                          float* sum) {
+  return program->add_rows(buffer, first, count, sum);
+}
 uint64_t core_program_bytes(const CoreProgram* program) { return program->num_bytes(); }
 void core_program_destroy(CoreProgram* program) { delete program; }

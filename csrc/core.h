@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define CORE_ABI_VERSION 1
+#define CORE_ABI_VERSION 2
 #define CORE_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -149,7 +149,11 @@ CORE_API int core_program_create(CoreTeam* team, CoreCache* cache, const CorePro
                                  CoreProgram** out);
 CORE_API int core_program_run(CoreProgram* program, const CoreBatch* batch);
 CORE_API const float* core_program_output(const CoreProgram* program);  // [num_logits, width]
-CORE_API uint64_t core_program_bytes(const CoreProgram* program);       // of its buffers
+// sum [width of the buffer] += `count` rows of a float32 buffer as the last run left them; count 1
+// reads a row. Only buffers whose slot no later op writes to still hold what they were given.
+CORE_API int core_program_add_rows(const CoreProgram* program, int32_t buffer, int32_t first,
+                                   int32_t count, float* sum);
+CORE_API uint64_t core_program_bytes(const CoreProgram* program);  // of its buffers
 CORE_API void core_program_destroy(CoreProgram* program);
 
 // ---- sampling ------------------------------------------------------------------------------

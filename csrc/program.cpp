@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "error.h"
 #include "ops/activations.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
@@ -70,6 +71,22 @@ int CoreProgram::run(const CoreBatch& batch) {
   team_->threads.parallel([&](int thread) {
     for (const CoreOp& op : ops_) run_op(op, batch, thread);
   });
+  return CORE_OK;
+}
+
+int CoreProgram::add_rows(int32_t buffer, int32_t first, int32_t count, float* sum) const {
+  const bool known = buffer >= 0 && buffer < static_cast<int32_t>(buffers_.size()) &&
+                     buffers_[buffer].shape.kind == CORE_BUFFER_F32;
+  if (!known) return fail(CORE_INVALID, "buffer %d", buffer);
+  const CoreBuffer& shape = buffers_[buffer].shape;
+  const int32_t rows = shape.rows == CORE_ROWS_TOKENS ? max_tokens_ : max_logits_;
+  if (first < 0 || count < 0 || first > rows - count) {
+    return fail(CORE_INVALID, "rows %d + %d of a buffer of %d", first, count, rows);
+  }
+  for (int32_t i = first; i < first + count; ++i) {
+    const float* from = f32(buffer, i);
+    for (int32_t column = 0; column < shape.width; ++column) sum[column] += from[column];
+  }
   return CORE_OK;
 }
 

@@ -24,6 +24,7 @@ struct CoreProgram {
   int run(const CoreBatch& batch);
 
   const float* output() const { return f32(output_, 0); }
+  int add_rows(int32_t buffer, int32_t first, int32_t count, float* sum) const;
   uint64_t num_bytes() const;
 
  private:

@@ -28,8 +28,12 @@ VOCAB_SIZE = FIRST_SPECIAL + len(SPECIALS)
 _MASK = (1 << 61) - 1
 
 
-def vocabulary_keys() -> dict[str, Value]:
-    """The keys of a vocabulary of one token a byte, so that id < 256 is that byte, and GLM's."""
+def vocabulary_keys(more: Sequence[str] = ()) -> dict[str, Value]:
+    """The keys of a vocabulary of one token a byte, so that id < 256 is that byte, and GLM's.
+
+    more: special tokens that follow.
+    """
+    specials = [*SPECIALS, *more]
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     spelling = {byte: chr(byte) for byte in printable}
@@ -37,8 +41,8 @@ def vocabulary_keys() -> dict[str, Value]:
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "chatglm-bpe",
-        "tokenizer.ggml.tokens": [spelling[byte] for byte in range(256)] + SPECIALS,
-        "tokenizer.ggml.token_type": [1] * 256 + [3] * len(SPECIALS),
+        "tokenizer.ggml.tokens": [spelling[byte] for byte in range(256)] + specials,
+        "tokenizer.ggml.token_type": [1] * 256 + [3] * len(specials),
         "tokenizer.ggml.eos_token_id": FIRST_SPECIAL,
     }
 

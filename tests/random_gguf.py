@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from fake_model import vocabulary_keys
 
 from rillm.core import Core
-from rillm.gguf import GGMLType, GGUFWriter
+from rillm.gguf import GGMLType, GGUFWriter, Value
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 256, 512, 8, 2, 32, 2
 VOCAB_ROWS = 288  # more than the vocabulary has tokens: padding, as in GLM-4
@@ -18,11 +19,21 @@ WEIGHT_TYPES = [GGMLType.F16, GGMLType.Q8_0, GGMLType.Q4_0, GGMLType.Q4_K, GGMLT
 
 
 def write_random_glm(
-    path: Path, core: Core, weight_type: GGMLType, *, architecture: str = "chatglm", seed: int = 1
+    path: Path,
+    core: Core,
+    weight_type: GGMLType,
+    *,
+    architecture: str = "chatglm",
+    seed: int = 1,
+    specials: Sequence[str] = (),
+    metadata: Mapping[str, Value] | None = None,
 ) -> Path:
-    """Writes the file; its matrices are of weight_type, norms and biases float32."""
+    """Writes the file; its matrices are of weight_type, norms and biases float32.
+
+    specials: further special tokens; metadata: further keys.
+    """
     prefix = architecture
-    metadata = {
+    keys: dict[str, Value] = {
         "general.architecture": architecture,
         "general.name": "random",
         f"{prefix}.block_count": LAYERS,
@@ -34,7 +45,8 @@ def write_random_glm(
         f"{prefix}.attention.layer_norm_rms_epsilon": 1e-5,
         f"{prefix}.rope.dimension_count": HEAD_DIM // 2,
         f"{prefix}.rope.freq_base": 10000.0,
-    } | vocabulary_keys()
+    } | vocabulary_keys(specials)
+    keys |= metadata or {}
     qkv = (HEADS + 2 * KV_HEADS) * HEAD_DIM
     norms = ["attn_norm", "ffn_norm"]
     if architecture == "glm4":
@@ -54,7 +66,7 @@ def write_random_glm(
             f"blk.{i}.ffn_down.weight": (HIDDEN, FFN),
         }
     generator = np.random.default_rng(seed)
-    with GGUFWriter(path, metadata) as writer:
+    with GGUFWriter(path, keys) as writer:
         for name, shape in shapes.items():
             writer.declare(name, shape, weight_type if len(shape) == 2 else GGMLType.F32)
         for name, shape in shapes.items():

@@ -65,7 +65,7 @@ def record_model(team, architecture, ggml_type, **changed):
     frequencies, magnitude = rope_frequencies(1e4, shape.rotary_dims, shape.rope_scaling)
     table = Weight(CORE, WeightKind.VECTOR, F32, (1, len(frequencies)), frequencies)
     with record() as recorded:
-        logits = model(table, magnitude)
+        logits, _ = model(table, magnitude)
     return recorded, logits
 
 
@@ -95,7 +95,7 @@ def test_number_of_ops(team, architecture, fused):
         recorded, logits = record_model(
             team, architecture, ggml_type, fused_qkv=fused, fused_gate_up=fused
         )
-        ops, output = lower(fold_adds(recorded.nodes), logits)
+        ops, [output] = lower(fold_adds(recorded.nodes), [logits])
         # Float weights need no 8-bit form of the attention's output.
         of_layer = OPS_OF_A_LAYER[architecture] - (ggml_type == F32)
         assert len(ops) == OPS_AROUND + 3 * of_layer
@@ -108,7 +108,7 @@ def test_number_of_ops(team, architecture, fused):
         assert len(residuals) == 2 * 3
         kind = OpKind.RMSNORM if architecture == "glm4" else OpKind.LINEAR
         assert {op.kind for op in residuals} == {kind}
-        buffers = plan_slots(ops, output)
+        buffers = plan_slots(ops, [output])
         check_slots(ops, output)
         assert len({buffer.slot for buffer in buffers}) <= 9  # and not one for each of ~40 buffers
 
@@ -117,8 +117,8 @@ def test_slots_do_not_grow_with_the_number_of_layers(team):
     slots = []
     for num_layers in (1, 2, 6):
         recorded, logits = record_model(team, "glm4", GGMLType.Q8_0, num_layers=num_layers)
-        ops, output = lower(fold_adds(recorded.nodes), logits)
-        buffers = plan_slots(ops, output)
+        ops, [output] = lower(fold_adds(recorded.nodes), [logits])
+        buffers = plan_slots(ops, [output])
         check_slots(ops, output)
         for rows in Rows:
             shared = [buffer.slot for buffer in buffers if buffer.rows is rows]
@@ -130,8 +130,8 @@ def test_slots_do_not_grow_with_the_number_of_layers(team):
 
 def test_slot_check_notices_an_overlap(team):
     recorded, logits = record_model(team, "chatglm", F32)
-    ops, output = lower(fold_adds(recorded.nodes), logits)
-    for buffer in plan_slots(ops, output):
+    ops, [output] = lower(fold_adds(recorded.nodes), [logits])
+    for buffer in plan_slots(ops, [output]):
         buffer.slot = 0
     with pytest.raises(AssertionError):
         check_slots(ops, output)
@@ -164,7 +164,7 @@ def test_one_8_bit_form_serves_all_that_read_it(team):
         x = graph.rmsnorm(graph.embed(table), norm, 1e-5)
         y = graph.linear(x, w[:1], [None]) + graph.linear(x, w[1:2], [None])
         out = graph.linear(y, w[2:], [None]) + graph.linear(x, [f32], [None])
-    ops, _ = lower(fold_adds(recorded.nodes), out)
+    ops, _ = lower(fold_adds(recorded.nodes), [out])
     kinds = [op.kind for op in ops]
     assert kinds.count(OpKind.QUANTIZE) == 1  # of y; that of x comes from its norm
     (made,) = [op for op in ops if op.kind is OpKind.RMSNORM]
@@ -182,7 +182,7 @@ def test_8_bit_form_is_of_the_rotated_value(team):
         x = graph.embed(table)
         x = graph.rope(x, graph.rope_table(frequencies, 1.0), 0, 2, 32, True)
         out = graph.linear(x, [w], [None])
-    kinds = [op.kind for op in lower(fold_adds(recorded.nodes), out)[0]]
+    kinds = [op.kind for op in lower(fold_adds(recorded.nodes), [out])[0]]
     assert kinds.index(OpKind.QUANTIZE) == kinds.index(OpKind.ROPE) + 1
 
 
@@ -254,8 +254,8 @@ def test_random_graphs(team, seed):
         for value in unused[1:]:
             total = make.add(total, value)
     output = total.value
-    ops, last = lower(fold_adds(recorded.nodes), output)
-    plan_slots(ops, last)
+    ops, [last] = lower(fold_adds(recorded.nodes), [output])
+    plan_slots(ops, [last])
     check_slots(ops, last)
     with closing(
         compile_graph(recorded, output, team, None, max_tokens=5, max_logits=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,9 @@ from rillm.engine.config import EngineConfig
 from rillm.engine.engine_thread import EngineThread
 from rillm.engine.loading import LoadedEngine, load_engine
 from rillm.engine.outputs import Finish, FinishReason, Output, Timings, TokenProbs
+from rillm.engine.pooling import Pooling, normalized
 from rillm.engine.request import Request
+from rillm.errors import RillmError
 from rillm.sampling import SamplingParams
 
 Prompt = str | Sequence[int]
@@ -67,6 +70,7 @@ class LLM:
         isa: str | None = None,
         chat_template: str | None = None,
         draft_tokens: int = 0,
+        embeddings: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Loads a GGUF file.
@@ -77,7 +81,8 @@ class LLM:
         for what the sequences need, up to half of the available memory. isa: a kernel variant by
         name. chat_template: name of a built-in one, or Jinja source; None for the file's.
         draft_tokens: guess up to so many tokens of a step from the text before them (the answer
-        stays the same). progress: called with bytes loaded and bytes in total.
+        stays the same). embeddings: `embed` can be used. progress: called with bytes loaded and
+        bytes in total.
         """
         config = EngineConfig(
             num_threads=num_threads,
@@ -85,6 +90,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             cache_type=cache_type,
             cache_memory=cache_memory,
+            embeddings=embeddings,
             isa=isa,
             draft_tokens=draft_tokens,
         )
@@ -204,6 +210,26 @@ class LLM:
         finally:
             outputs.close()
 
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean", norm: int = 2
+    ) -> list[list[float]]:
+        """A vector [hidden_size] for each prompt, from the hidden states after the last norm.
+
+        pooling: "mean" of all tokens' states, "last" or "cls" (the first) token's. norm: as
+        llama.cpp's embd_normalize, 2 for length 1, -1 for none. Needs embeddings=True at loading.
+        """
+        if pooling not in ("mean", "cls", "last"):
+            raise RillmError(f"pooling must be mean, cls or last, not {pooling!r:.40}")
+        running: list[Generator[Output, None, None]] = []
+        try:
+            for prompt in _as_prompts(prompts):
+                ids = self.tokenize(prompt, add_special=True) if isinstance(prompt, str) else prompt
+                running.append(self._start(Request(ids, n_predict=0, pooling=pooling)))
+            return [normalized(_embedding(outputs), norm).tolist() for outputs in running]
+        finally:
+            for outputs in running:
+                outputs.close()
+
     @property
     def chat_template(self) -> ChatTemplate:
         """How conversations are written."""
@@ -305,6 +331,14 @@ def _checked(output: Output) -> Output:
     if output.finish is not None and output.finish.error is not None:
         raise output.finish.error
     return output
+
+
+def _embedding(outputs: Generator[Output, None, None]) -> array[float]:
+    for output in outputs:
+        vectors = _checked(output).embeddings
+        if vectors is not None:
+            return vectors[0]
+    raise RillmError("the prompt was ended before its embedding was known")
 
 
 def _texts(outputs: Generator[Output, None, None]) -> Iterator[str]:

@@ -51,7 +51,8 @@ def test_completions_logprobs_n_echo_and_lists(server, client):
     content = server.post("/v1/completions", body)["choices"][0]["logprobs"]["content"]
     assert len(content) == 3
     assert [len(item["top_logprobs"]) for item in content] == [2, 2, 2]
-    server.post("/v1/completions", {**body, "echo": True}, 400)
+    echoed = server.post("/v1/completions", {**body, "echo": True})["choices"][0]["logprobs"]
+    assert echoed["content"] == content
     events = server.stream("/v1/completions", body)
     assert events[-1] == "[DONE]"
     assert events[-2]["choices"][0]["finish_reason"] == "length"

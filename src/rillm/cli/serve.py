@@ -2,13 +2,16 @@
 
 The port opens at once and answers 503 until the model is loaded. Ctrl-C stops; SIGTERM lets running
 requests finish. Flags are llama-server's (with - or _);
-GET /openapi.json describes the endpoints.
+/docs describes the endpoints.
+
+Several models: give -m again, or a folder. Each is loaded when a request names it as its "model".
 
 \b
 Examples:
   rillm serve -m glm-4-9b-chat.Q4_K_M.gguf -n 64 -t 8
   rillm serve -m glm.gguf --host 0.0.0.0 --port 8000 --api-key SECRET
   rillm serve -m glm.gguf -np 32 -c 8192 -ctk q8_0
+  rillm serve --models-dir models --models-max 2
 """
 
 from __future__ import annotations
@@ -24,14 +27,33 @@ from rillm.errors import RillmError
 
 def serve(
     model: Annotated[
-        Path,
+        list[Path] | None,
         typer.Option(
             "-m",
             "--model",
-            help="GGUF file (the first part, if it is split).",
+            help="GGUF file (the first part, if it is split) or folder; may be repeated.",
             envvar="LLAMA_ARG_MODEL",
         ),
-    ],
+    ] = None,
+    models_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--models-dir",
+            exists=True,
+            file_okay=False,
+            envvar="LLAMA_ARG_MODELS_DIR",
+            help="Folder of models.",
+        ),
+    ] = None,
+    models_max: Annotated[
+        int,
+        typer.Option(
+            "--models-max",
+            min=0,
+            envvar="LLAMA_ARG_MODELS_MAX",
+            help="Models in memory at the same time; 0 = as many as fit.",
+        ),
+    ] = 4,
     alias: Annotated[
         str | None,
         typer.Option(
@@ -129,6 +151,23 @@ def serve(
             help="Jinja template.",
         ),
     ] = None,
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--embeddings",
+            "--embedding",
+            envvar="LLAMA_ARG_EMBEDDINGS",
+            help="/embedding and /v1/embeddings, beside all else.",
+        ),
+    ] = False,
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            "--pooling",
+            envvar="LLAMA_ARG_POOLING",
+            help="Of embeddings: none, mean, cls or last [default: the file's, else none].",
+        ),
+    ] = None,
     reasoning_format: Annotated[
         str,
         typer.Option(
@@ -177,6 +216,16 @@ def serve(
     ssl_key_file: Annotated[
         Path | None, typer.Option("--ssl-key", "--ssl-key-file", exists=True, help="TLS key.")
     ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            "-to",
+            min=1,
+            envvar="LLAMA_ARG_TIMEOUT",
+            help="Seconds for a body to arrive, and that a client may go without reading.",
+        ),
+    ] = 60.0,
     access_log: Annotated[
         bool,
         typer.Option("--access-log/--no-access-log", help="Log method, path, status and time."),
@@ -217,8 +266,12 @@ def serve(
     template = chat_template
     if chat_template_file is not None:
         template = _text(chat_template_file)
+    paths = [*(model or []), *([models_dir] if models_dir is not None else [])]
+    if not paths:
+        raise typer.BadParameter("no model: give -m FILE, or --models-dir FOLDER")
     config = ServerConfig(
-        model=model,
+        model=paths,
+        models_max=models_max,
         alias=alias,
         host=host,
         port=port,
@@ -231,6 +284,8 @@ def serve(
         cache_prompt=cache_prompt,
         draft_tokens=options.draft_tokens(spec_type, draft_max),
         chat_template=template,
+        embeddings=embeddings,
+        pooling=pooling,  # type: ignore[arg-type]  # ServerConfig checks it
         reasoning_format=reasoning_format,
         sampling={name: value for name, value in sampling.items() if value is not None},
         api_keys=_api_keys(api_key or [], api_key_file),
@@ -241,6 +296,8 @@ def serve(
         ui=ui,
         ssl_cert=ssl_cert_file,
         ssl_key=ssl_key_file,
+        body_timeout=timeout,
+        send_timeout=timeout,
         access_log=access_log,
     )
     raise typer.Exit(run_server(config))

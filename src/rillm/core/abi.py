@@ -22,7 +22,7 @@ from ctypes import (
 )
 from enum import IntEnum
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class Status(IntEnum):
@@ -195,6 +195,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "core_program_create": (c_int32, [HANDLE, HANDLE, POINTER(CoreProgramConfig), _OUT]),
     "core_program_run": (c_int32, [HANDLE, POINTER(CoreBatch)]),
     "core_program_output": (c_void_p, [HANDLE]),
+    "core_program_add_rows": (c_int32, [HANDLE, c_int32, c_int32, c_int32, c_void_p]),
     "core_program_bytes": (c_uint64, [HANDLE]),
     "core_program_destroy": (None, [HANDLE]),
     "core_sample": (c_int32, [HANDLE, c_void_p, c_int32]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -338,7 +339,9 @@ class CompiledProgram(_Handle):
         max_tokens: int,
         max_logits: int,
         output: int,
+        hidden: int | None = None,
     ) -> None:
+        """output, hidden: indices of buffers; `hidden` is one that `add_hidden` reads."""
         core = team.core
         handles = (ctypes.c_void_p * len(weights))(*(weight.handle for weight in weights))
         config = abi.CoreProgramConfig(
@@ -364,6 +367,8 @@ class CompiledProgram(_Handle):
         self._team, self._cache = team, cache
         self._weights = list(weights)  # they must outlive the program
         self.output_width = int(buffers[output].width)
+        self.hidden_width = 0 if hidden is None else int(buffers[hidden].width)
+        self._hidden = hidden
         self.max_tokens = max_tokens
         self.max_logits = max_logits
 
@@ -391,3 +396,14 @@ class CompiledProgram(_Handle):
         floats = ctypes.c_float * self.output_width
         view = memoryview(floats.from_address(self.output_address(row)))
         return view.cast("B").cast("f")
+
+    def add_hidden(self, first: int, count: int, total: array[float]) -> None:
+        """Adds `count` rows of the hidden states of the last run to total: [hidden_width]."""
+        if self._hidden is None:
+            raise CoreError("the program keeps no hidden states: it was compiled without")
+        if total.typecode != "f" or len(total) != self.hidden_width:
+            raise CoreError(f"total is not float32 [{self.hidden_width}]")
+        self.core.call(
+            "core_program_add_rows", self.handle, self._hidden, first, count,
+            total.buffer_info()[0],
+        )  # fmt: skip

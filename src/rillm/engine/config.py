@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from rillm.errors import RillmError
 
 CACHE_TYPES = ("f16", "q8_0")
-# What is left to the rest of the machine when the KV cache is sized by itself: half of the memory
-# that is available once the weights are loaded.
-_CACHE_SHARE = 0.5
+
+
+class CacheMemoryError(RillmError):
+    """The memory that is free now does not do; more may be free later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +21,22 @@ class EngineConfig:
     context_length: int = 4096  # tokens a sequence may have; at most the model's, 0 = the model's
     max_num_seqs: int = 16  # sequences computed together; they share the whole KV cache
     max_num_batched_tokens: int = 512  # tokens of one step: decodes plus prompt chunks
+    max_prompt_logits: int = 32  # of them, prompt tokens whose probabilities are asked for
     block_size: int = 16  # tokens of one KV cache block
     cache_type: str = "f16"  # how keys and values are stored: f16 or q8_0
     cache_memory: int | None = None  # bytes for the KV cache; None: from the memory available
+    # How much of the memory that is left beside the weights the cache may take by itself.
+    cache_share: float = 0.5
     prefix_cache: bool = True  # reuse the KV of prompts that begin alike
     draft_tokens: int = 0  # guessed tokens of one step, of all sequences; 0 = no speculation
     max_prefill_delay: float = 2.0  # decode steps that a prompt chunk may delay other sequences by
     max_step_seconds: float = 1.0  # of prompt tokens in a step; a request is aborted between steps
+    embeddings: bool = False  # hidden states can be asked for; takes memory for one step's
     isa: str | None = None  # kernel variant; None: RILLM_ISA or the best for this CPU
 
     def __post_init__(self) -> None:
-        for name in ("num_threads", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("num_threads", "max_num_seqs", "max_num_batched_tokens", "block_size",
+                     "max_prompt_logits"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RillmError(f"{name} must be at least 1, not {value}")
@@ -86,15 +92,15 @@ def plan_cache(
     """Sizes the KV cache.
 
     Wanted is a full context for each of `max_num_seqs` sequences; given is `cache_memory`, or what
-    of that fits into half of the `available` bytes (memory left beside the weights). One sequence
-    of the full context always fits: with context_length 0 the context is shortened until it does,
-    otherwise too little memory is an error.
+    of that fits into its share of the `available` bytes (memory left beside the weights). One
+    sequence of the full context always fits: with context_length 0 the context is shortened until
+    it does, otherwise too little memory is an error.
     """
     size = config.block_size
     context = min(config.context_length or model_context, model_context)
     budget = config.cache_memory
     if budget is None:
-        budget = int(available * _CACHE_SHARE)
+        budget = int(available * config.cache_share)
     affordable = budget // block_bytes
     needed = -(-context // size)
     if affordable < needed:
@@ -103,7 +109,7 @@ def plan_cache(
             needed = affordable
         else:
             hint = "" if config.cache_memory is None else ", or raise the cache memory"
-            raise RillmError(
+            raise CacheMemoryError(
                 f"the KV cache of {context} tokens needs {format_bytes(needed * block_bytes)}, but "
                 f"{format_bytes(budget)} is set aside for it: lower the context length, use a q8_0 "
                 f"cache{hint}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rillm.core.sampling import SamplingRequest
 from rillm.engine.block_manager import BlockManager
@@ -14,8 +14,10 @@ from rillm.engine.drawing import make_draw
 from rillm.engine.generation import Generation
 from rillm.engine.model_runner import Model, ModelRunner
 from rillm.engine.outputs import ContextSizeError, FinishReason, Output, TokenProbs
+from rillm.engine.pooling import Pooler
 from rillm.engine.request import Request
 from rillm.engine.scheduler import PrefillPacer, ScheduledSequence, Scheduler, Step
+from rillm.engine.scoring import TokenScore
 from rillm.engine.sequence import Sequence, SequenceStatus
 from rillm.errors import RillmError
 from rillm.tokenizer import Tokenizer
@@ -70,6 +72,7 @@ class Engine:
         self.stats = EngineStats()
         self.num_blocks = num_blocks
         self._clear()
+        self._model = model
         self._runner = ModelRunner(model, config.block_size)
         self._draw = draw
         self._ids = itertools.count()
@@ -85,6 +88,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             draft_tokens=config.draft_tokens,
+            max_prompt_logits=config.max_prompt_logits,
             pacer=PrefillPacer(config.max_prefill_delay, config.max_step_seconds),
         )
 
@@ -100,18 +104,27 @@ class Engine:
         num_tokens = len(request.prompt_ids)
         if num_tokens == 0:
             raise RillmError("the prompt is empty: it needs at least one token")
-        if num_tokens >= self.context_length:
+        pooling = request.pooling
+        if num_tokens >= self.context_length + (pooling is not None):  # no room for an answer
             raise ContextSizeError(num_tokens, self.context_length)
+        if pooling is not None and not self._model.hidden_size:
+            raise RillmError("the model was loaded without embeddings")
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.vocab_size:
             raise RillmError(f"prompt: token ids must be from 0 to {self.vocab_size - 1}")
         if request.n_predict < -1:
             raise RillmError(f"n_predict must be -1 (no limit) or more, not {request.n_predict}")
+        # Of a cached token there is neither hidden state nor probability left.
+        needs_all = request.prompt_probs is not None or pooling not in (None, "last")
         sequence = Sequence(
-            next(self._ids), request.prompt_ids, use_prefix_cache=request.cache_prompt
+            next(self._ids),
+            request.prompt_ids,
+            use_prefix_cache=request.cache_prompt and not needs_all,
         )
-        sequence.wants_logits = request.n_predict != 0
+        sequence.wants_logits = request.n_predict != 0 and pooling is None
+        if request.prompt_probs is not None:
+            sequence.next_scored_token = 1
         draw = make_draw(request.sampling, self.tokenizer, self.vocab_size)
-        return Generation(
+        generation = Generation(
             sequence,
             request,
             self.tokenizer,
@@ -119,6 +132,9 @@ class Engine:
             context_length=self.context_length,
             draft_tokens=self.config.draft_tokens,
         )
+        if pooling is not None:
+            generation.pooler = Pooler(pooling, num_tokens, self._model.hidden_size)
+        return generation
 
     def add(self, generation: Generation) -> None:
         """Queues what `create` made."""
@@ -165,13 +181,21 @@ class Engine:
         for item in step.scheduled:
             self._generations[item.sequence.sequence_id].start()
         try:
-            drawing = self._runner.run(step)
+            rows = self._runner.run(step)
         except (RillmError, MemoryError) as error:
             reason = error if isinstance(error, RillmError) else RillmError(f"memory: {error}")
             return [self._fail(item.sequence, reason) for item in step.scheduled]
-        outputs: list[Output] = []
+        outputs = self._score(rows.scoring)
+        first_row = 0
         for item in step.scheduled:
             sequence = item.sequence
+            item_row, first_row = first_row, first_row + item.num_tokens + len(item.draft)
+            if sequence.status is SequenceStatus.FINISHED:
+                continue  # its scores could not be had
+            pooler = self._generations[sequence.sequence_id].pooler
+            if pooler is not None:
+                start, num = sequence.num_computed_tokens, item.num_tokens
+                pooler.push(self._model, item_row, start, num)
             sequence.num_computed_tokens += item.num_tokens
             is_prompt_done = sequence.num_computed_tokens == sequence.num_prompt_tokens
             self.blocks.commit(sequence, partial=is_prompt_done)
@@ -183,21 +207,56 @@ class Engine:
                 if is_prompt_done:
                     self.stats.cached_prompt_tokens += sequence.num_cached_tokens
                     if not sequence.wants_logits:
-                        outputs.append(self._finish(generation.end("limit")))
-        outputs += self._draw_tokens(drawing)
+                        output = generation.end("limit")
+                        if pooler is not None:
+                            output = replace(output, embeddings=pooler.result())
+                        outputs.append(self._finish(output))
+        outputs += self._draw_tokens(rows.drawing)
         num_drawn = sum(output.token is not None for output in outputs)
         self._count(step, num_drawn, time.perf_counter() - started)
         return outputs
 
-    def _draw_tokens(self, drawing: list[ScheduledSequence]) -> list[Output]:
-        """Draws the next token of each, and goes on after it while the draft comes true."""
+    def _score(self, rows: list[tuple[int, Sequence, int]]) -> list[Output]:
+        """Prompt tokens' probabilities; an output for each sequence whose last one is known."""
         outputs: list[Output] = []
-        first_rows = itertools.accumulate((1 + len(item.draft) for item in drawing), initial=0)
-        turns = list(zip(drawing, first_rows, strict=False))
+        vocab_size = min(self.vocab_size, self.tokenizer.vocab_size)
+        scores: dict[int, list[TokenScore]] = {}
+        for row, sequence, index in rows:
+            num_top = self._generations[sequence.sequence_id].request.prompt_probs or 0
+            token, address = sequence.token_ids[index], self._runner.logits_address(row)
+            score = TokenScore(token, num_top, vocab_size, address, sequence.token_ids)
+            scores.setdefault(sequence.sequence_id, []).append(score)
+            sequence.next_scored_token = index + 1
+        if not scores:
+            return outputs
+        try:
+            self._draw([score.draw for each in scores.values() for score in each])
+        except RillmError as error:
+            # Logits that are no numbers: whose they are, those end.
+            for sequence_id, each in list(scores.items()):
+                if any(score.draw.token < 0 for score in each):
+                    del scores[sequence_id]
+                    outputs.append(self._fail(self._generations[sequence_id].sequence, error))
+        for sequence_id, each in scores.items():
+            generation = self._generations[sequence_id]
+            generation.prompt_probs += [score.result() for score in each]
+            sequence = generation.sequence
+            if sequence.next_scored_token == sequence.num_prompt_tokens:
+                outputs.append(Output(sequence_id, prompt_probs=generation.prompt_probs))
+        return outputs
+
+    def _draw_tokens(self, drawing: list[tuple[int, ScheduledSequence]]) -> list[Output]:
+        """Draws the next token of each, and goes on after it while the draft comes true.
+
+        drawing: with the row of logits of its last token, after which come those of the draft.
+        """
+        outputs: list[Output] = []
+        # Whose prompt could not be scored has ended already.
+        turns = [turn for turn in drawing if turn[1].sequence.status is SequenceStatus.RUNNING]
         place = 0
         while turns:
-            outputs += self._draw_once([(item.sequence, row + place) for item, row in turns])
-            turns = [(item, row) for item, row in turns if self._came_true(item, place)]
+            outputs += self._draw_once([(row + place, item.sequence) for row, item in turns])
+            turns = [(row, item) for row, item in turns if self._came_true(item, place)]
             place += 1
         return outputs
 
@@ -213,11 +272,11 @@ class Engine:
         sequence.drafter.accept()
         return True
 
-    def _draw_once(self, rows: list[tuple[Sequence, int]]) -> list[Output]:
+    def _draw_once(self, rows: list[tuple[int, Sequence]]) -> list[Output]:
         """Draws one token for each sequence, from its row of logits."""
         outputs: list[Output] = []
         drawing: list[Generation] = []
-        for sequence, row in rows:
+        for row, sequence in rows:
             generation = self._generations[sequence.sequence_id]
             mask = generation.request.mask_provider
             try:

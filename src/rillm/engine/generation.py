@@ -13,6 +13,7 @@ from rillm.engine.outputs import (
     Timings,
     TokenProbs,
 )
+from rillm.engine.pooling import Pooler
 from rillm.engine.request import Request
 from rillm.engine.sequence import Sequence
 from rillm.engine.speculation import Drafter
@@ -38,6 +39,8 @@ class Generation:
         self.sequence = sequence
         self.request = request
         self.draw = draw
+        self.pooler: Pooler | None = None
+        self.prompt_probs: list[TokenProbs] = []
         self._stop_ids = frozenset() if request.sampling.ignore_eos else tokenizer.stop_ids
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopMatcher(request.stop)

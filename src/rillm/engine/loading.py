@@ -12,10 +12,9 @@ from typing import Self
 
 from rillm.chat_template import ChatTemplate
 from rillm.core import Batch, Core, ThreadTeam, allowed_cpus, load_core
-from rillm.engine.config import CachePlan, EngineConfig, format_bytes, plan_cache
+from rillm.engine.config import CacheMemoryError, CachePlan, EngineConfig, format_bytes, plan_cache
 from rillm.engine.engine import Engine
 from rillm.engine.machine import available_memory, default_num_threads
-from rillm.errors import RillmError
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.models import LoadedModel, load_model, read_model_config
 from rillm.nn import ModelConfig
@@ -106,7 +105,7 @@ def load_engine(
         cache_type = _CACHE_TYPES[config.cache_type]
         available = available_memory() - reader.file_size
         if available <= 0 and config.cache_memory is None:
-            raise RillmError(
+            raise CacheMemoryError(
                 f"{path}: its weights take {format_bytes(reader.file_size)} of memory, but only "
                 f"{format_bytes(available + reader.file_size)} are available: use a smaller "
                 "quantization, or set the KV cache's memory to try all the same"
@@ -126,10 +125,11 @@ def load_engine(
             core,
             team,
             max_tokens=config.max_num_batched_tokens,
-            max_logits=config.max_num_seqs + config.draft_tokens,
+            max_logits=config.max_num_seqs + config.max_prompt_logits + config.draft_tokens,
             num_blocks=plan.num_blocks,
             block_size=plan.block_size,
             cache_type=cache_type,
+            embeddings=config.embeddings,
             progress=progress,
         )
         if warm_up:
@@ -148,7 +148,7 @@ def load_engine(
             team.close()
         reader.close()
         if isinstance(error, MemoryError):
-            raise RillmError(f"{path}: not enough memory to load it ({error})") from None
+            raise CacheMemoryError(f"{path}: not enough memory to load it ({error})") from None
         raise
     return LoadedEngine(reader, core, team, model, engine, plan, chat_template)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rillm.core import Batch
 from rillm.engine.scheduler import ScheduledSequence, Step
+from rillm.engine.sequence import Sequence
 
 
 class BlockStore(Protocol):
@@ -37,6 +39,25 @@ class Model(Protocol):
         """Where the float32 logits of the last run's row lie; they may be overwritten."""
         ...
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states of tokens; 0 if they are not kept."""
+        ...
+
+    def add_hidden(self, first: int, count: int, total: array[float]) -> None:
+        """Adds the hidden states of `count` tokens of the last run to total: [hidden_size]."""
+        ...
+
+
+@dataclass(slots=True)
+class LogitsRows:
+    """What each row of a step's logits is for, in the order of the rows."""
+
+    # (row of the last token, sequence); the rows of its guesses follow
+    drawing: list[tuple[int, ScheduledSequence]] = field(default_factory=list)
+    # (row, sequence, index of the prompt token that the row predicts)
+    scoring: list[tuple[int, Sequence, int]] = field(default_factory=list)
+
 
 class ModelRunner:
     """Runs steps on a model whose KV cache has blocks of `block_size` tokens."""
@@ -45,29 +66,28 @@ class ModelRunner:
         self._model = model
         self._block_size = block_size
 
-    def run(self, step: Step) -> list[ScheduledSequence]:
-        """Computes a step; returns what to draw tokens for: each has a logits row for its last
-        token, and one for each guess after it, one after another."""
+    def run(self, step: Step) -> LogitsRows:
+        """Computes a step; says what its logits are for."""
         cache = self._model.kv_cache
         for source, target in step.copies:
             cache.write(target, cache.read(source))
-        batch, drawing = build_batch(step, self._block_size)
+        batch, rows = build_batch(step, self._block_size)
         self._model.run(batch)
-        return drawing
+        return rows
 
     def logits_address(self, row: int) -> int:
         """Where the logits of the last step's row lie."""
         return self._model.logits_address(row)
 
 
-def build_batch(step: Step, block_size: int) -> tuple[Batch, list[ScheduledSequence]]:
-    """The ragged batch of a step, and those of it whose logits it gives (see ModelRunner.run).
+def build_batch(step: Step, block_size: int) -> tuple[Batch, LogitsRows]:
+    """The ragged batch of a step, and what the logits that it gives are for.
 
     No work here grows with a context token by token: tables and prompts are copied as slices.
     """
     token_ids, positions, slot_mapping = array("i"), array("i"), array("i")
     cu_seqlens_q, context_lens, logits_rows = array("i", [0]), array("i"), array("i")
-    drawing: list[ScheduledSequence] = []
+    rows = LogitsRows()
     tables: list[array[int]] = []
     for item in step.scheduled:
         sequence = item.sequence
@@ -75,6 +95,7 @@ def build_batch(step: Step, block_size: int) -> tuple[Batch, list[ScheduledSeque
         last = start + item.num_tokens
         end = last + len(item.draft)
         table = sequence.block_table
+        first_row = len(token_ids)
         token_ids.extend(sequence.token_ids[start:last])
         token_ids.extend(item.draft)
         positions.extend(range(start, end))
@@ -88,9 +109,14 @@ def build_batch(step: Step, block_size: int) -> tuple[Batch, list[ScheduledSeque
         cu_seqlens_q.append(len(token_ids))
         context_lens.append(end)
         tables.append(table[: -(-end // block_size)])
+        # The logits at a position are about the token after it.
+        scored_from = max(start + 1, sequence.next_scored_token)
+        for index in range(scored_from, min(last + 1, sequence.num_prompt_tokens)):
+            rows.scoring.append((len(logits_rows), sequence, index))
+            logits_rows.append(first_row + index - 1 - start)
         if last == sequence.num_tokens and sequence.wants_logits:
+            rows.drawing.append((len(logits_rows), item))
             logits_rows.extend(range(len(token_ids) - 1 - len(item.draft), len(token_ids)))
-            drawing.append(item)
     max_blocks = max(map(len, tables))
     block_tables = array("i")
     for table in tables:
@@ -106,4 +132,4 @@ def build_batch(step: Step, block_size: int) -> tuple[Batch, list[ScheduledSeque
         max_blocks=max_blocks,
         logits_rows=logits_rows,
     )
-    return batch, drawing
+    return batch, rows

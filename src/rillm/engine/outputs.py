@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,4 +120,6 @@ class Output:
     probs: TokenProbs | None = None
     progress: PromptProgress | None = None
     timings: Timings | None = None  # so far, where asked for
+    prompt_probs: list[TokenProbs] | None = None  # of prompt tokens 1, 2, ..., once all are known
+    embeddings: list[array[float]] | None = None  # float32 [hidden_size]: one, or one a token
     finish: Finish | None = None

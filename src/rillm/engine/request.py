@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rillm.engine.pooling import Pooling
 from rillm.sampling import SamplingParams
 
 
@@ -34,3 +35,7 @@ class Request:
     mask_provider: MaskProvider | None = None
     return_progress: bool = False  # outputs while the prompt is evaluated
     timings_per_token: bool = False
+    # Of every prompt token but the first: its probability, and that many of the likeliest tokens
+    # in its place. None: not wanted.
+    prompt_probs: int | None = None
+    pooling: Pooling | None = None  # hidden states of the prompt, and nothing generated

@@ -42,6 +42,7 @@ class Step:
     num_decodes: int = 0
     num_prefill_tokens: int = 0
     num_draft_tokens: int = 0
+    num_prompt_logits: int = 0  # prompt tokens whose successors' probabilities are wanted
     num_preempted: int = 0
 
     @property
@@ -121,9 +122,11 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         draft_tokens: int = 0,
+        max_prompt_logits: int = 32,
         pacer: PrefillPacer | None = None,
     ) -> None:
         self.blocks = blocks
+        self.max_prompt_logits = max_prompt_logits
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.draft_tokens = draft_tokens
@@ -209,6 +212,12 @@ class Scheduler:
         self, step: Step, sequence: Sequence, budget: int, pending: set[bytes]
     ) -> int:
         num_tokens = min(budget, sequence.num_uncomputed_tokens)
+        if sequence.next_scored_token < sequence.num_prompt_tokens:
+            # Logits are large: what a step may keep of them also limits the chunk.
+            num_tokens = min(num_tokens, self.max_prompt_logits - step.num_prompt_logits)
+            if num_tokens == 0:
+                return 0
+            step.num_prompt_logits += num_tokens
         step.scheduled.append(ScheduledSequence(sequence, num_tokens))
         step.num_prefill_tokens += num_tokens
         if sequence.use_prefix_cache:

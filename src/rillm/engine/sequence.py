@@ -28,6 +28,7 @@ class Sequence:
         "block_digests",
         "block_table",
         "drafter",
+        "next_scored_token",
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
@@ -49,6 +50,8 @@ class Sequence:
         self.use_prefix_cache = use_prefix_cache
         self.wants_logits = True  # of the last token; False: only fill the cache
         self.drafter: Drafter | None = None  # guesses its next tokens, where that is wanted
+        # The prompt token whose probability is computed next; num_prompt_tokens: none (any more).
+        self.next_scored_token = self.num_prompt_tokens
         self.status = SequenceStatus.WAITING
         self.block_table = array("i")
         self.num_computed_tokens = 0

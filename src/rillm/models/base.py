@@ -45,10 +45,18 @@ class DecoderModel(Module):
         self.output_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.output = Linear(config.hidden_size, config.vocab_size)
 
-    def __call__(self, frequencies: Weight, rope_magnitude: float) -> Value:
-        """Records the model."""
+    def __call__(
+        self, frequencies: Weight, rope_magnitude: float, *, embeddings: bool = False
+    ) -> tuple[Value, Value | None]:
+        """Records the model; returns its logits and, with `embeddings`, its hidden states.
+
+        Hidden states are those after the last norm: [num_tokens, hidden_size].
+        """
         table = rope_table(frequencies, rope_magnitude)
         x = self.token_embd()
         for layer, block in enumerate(self.blk):
             x = block(x, layer, table)
-        return self.output(self.output_norm(gather_logits_rows(x)))
+        if embeddings:
+            hidden = self.output_norm(x)
+            return self.output(gather_logits_rows(hidden)), hidden
+        return self.output(self.output_norm(gather_logits_rows(x))), None

@@ -90,6 +90,15 @@ class LoadedModel:
         """Where `logits(row)` lies in memory."""
         return self._program.output_address(row)
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states that can be read; 0 if the model was loaded without."""
+        return self._program.hidden_width
+
+    def add_hidden(self, first: int, count: int, total: array[float]) -> None:
+        """Adds the last run's hidden states of `count` tokens, from row `first` on, to total."""
+        self._program.add_hidden(first, count, total)
+
     def close(self) -> None:
         """Frees program, cache and weights."""
         self._program.close()
@@ -108,13 +117,15 @@ def load_model(
     num_blocks: int,
     block_size: int = 16,
     cache_type: GGMLType = GGMLType.F16,
+    embeddings: bool = False,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Loads the model of a GGUF file.
 
     max_tokens, max_logits: most rows of one step. num_blocks: KV cache blocks of block_size
-    tokens. The reader must stay open as long as the model: token embeddings are read from the
-    mapped file. Errors: ModelError naming the key or tensor.
+    tokens. embeddings: hidden states can be read after a step (costs memory for max_tokens rows).
+    The reader must stay open as long as the model: token embeddings are read from the mapped file.
+    Errors: ModelError naming the key or tensor.
     """
     config, module = _config_and_module(reader)
     try:
@@ -136,9 +147,9 @@ def load_model(
             ),
         )  # fmt: skip
         with record() as graph:
-            logits = model(table, magnitude)
+            logits, hidden = model(table, magnitude, embeddings=embeddings)
         program = compile_graph(
-            graph, logits, team, cache, max_tokens=max_tokens, max_logits=max_logits
+            graph, logits, team, cache, max_tokens=max_tokens, max_logits=max_logits, hidden=hidden
         )
     except (ModelError, CoreError) as error:
         raise ModelError(f"{reader.path}: {error}") from None

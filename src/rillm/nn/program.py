@@ -85,9 +85,9 @@ def _reads_q8(weights: list[Weight | None]) -> tuple[bool, bool]:
     return any(quantized), not all(quantized)
 
 
-def lower(nodes: list[Node], output: Value) -> tuple[list[_Op], _Buffer]:
-    """Nodes -> ops on buffers. Returns them with the buffer of `output`."""
-    reads_f32 = {output}
+def lower(nodes: list[Node], results: list[Value]) -> tuple[list[_Op], list[_Buffer]]:
+    """Nodes -> ops on buffers. Returns them with the buffers of `results`."""
+    reads_f32 = set(results)
     reads_q8: set[Value] = set()
     for node in nodes:
         for position, value in enumerate(node.inputs):
@@ -135,11 +135,11 @@ def lower(nodes: list[Node], output: Value) -> tuple[list[_Op], _Buffer]:
         ops.append(_Op(node.kind, inputs, outputs, weights, node.ints, node.floats))
         if makes_q8 and outputs[1] is None:
             ops.append(_Op(OpKind.QUANTIZE, [f32_of[value]], [None, q8_of[value]]))
-    return ops, f32_of[output]
+    return ops, [f32_of[result] for result in results]
 
 
-def plan_slots(ops: list[_Op], output: _Buffer) -> list[_Buffer]:
-    """Gives every buffer a slot; the output's is kept to the end. Returns the buffers."""
+def plan_slots(ops: list[_Op], outputs: list[_Buffer]) -> list[_Buffer]:
+    """Gives every buffer a slot; those of the outputs are kept to the end. Returns the buffers."""
     buffers: list[_Buffer] = []
     for index, op in enumerate(ops):
         for buffer in op.buffers():
@@ -147,7 +147,8 @@ def plan_slots(ops: list[_Op], output: _Buffer) -> list[_Buffer]:
                 buffer.first = index
                 buffers.append(buffer)
             buffer.last = index
-    output.last = len(ops)
+    for output in outputs:
+        output.last = len(ops)
     slots: list[tuple[int, Rows, int]] = []  # (free after op, rows, row bytes)
     for buffer in buffers:
         free = [
@@ -175,10 +176,15 @@ def compile_graph(
     *,
     max_tokens: int,
     max_logits: int,
+    hidden: Value | None = None,
 ) -> CompiledProgram:
-    """The graph as a program that runs on `team`; its output rows are those of `output`."""
-    ops, last = lower(fold_adds(graph.nodes), output)
-    buffers = plan_slots(ops, last)
+    """The graph as a program that runs on `team`; its output rows are those of `output`.
+
+    hidden: a value that can be read after a run, too.
+    """
+    outputs = [output] if hidden is None else [output, hidden]
+    ops, kept = lower(fold_adds(graph.nodes), outputs)
+    buffers = plan_slots(ops, kept)
     weights: list[Weight] = []
     ids: dict[int, int] = {}
     for op in ops:
@@ -210,5 +216,6 @@ def compile_graph(
         weights,
         max_tokens=max_tokens,
         max_logits=max_logits,
-        output=index[id(last)],
+        output=index[id(kept[0])],
+        hidden=None if hidden is None else index[id(kept[1])],
     )

@@ -26,7 +26,7 @@ from rillm.server.openai import new_id
 from rillm.server.schema import AnthropicBody
 from rillm.server.service import Service
 from rillm.server.sse import EventStream, event, until_disconnect
-from rillm.server.state import service_of
+from rillm.server.state import service_for
 from rillm.server.tool_calls import ToolCall
 
 # Sampling fields with the same name and meaning here as there.
@@ -35,8 +35,8 @@ _TAKEN_OVER = ("temperature", "top_p", "top_k", "stream", "seed", "min_p", "chat
 
 async def messages(request: Request) -> Response:
     """Answers a conversation."""
-    service = service_of(request)
     body = await read_object(request)
+    service = await service_for(request, body)
     task = await chat_task(service, to_chat(body))
     (job,) = start(service, task.plan, [task.prompt])
     if task.plan.controls.stream:
@@ -66,9 +66,10 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     """How many tokens a conversation has."""
-    service = service_of(request)
-    body = to_chat(await read_object(request))
-    return JSONReply({"input_tokens": len(await asyncio.to_thread(chat_ids, service, body))})
+    body = await read_object(request)
+    service = await service_for(request, body)
+    ids = await asyncio.to_thread(chat_ids, service, to_chat(body))
+    return JSONReply({"input_tokens": len(ids)})
 
 
 # ---- the request -------------------------------------------------------------------------

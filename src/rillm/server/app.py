@@ -14,9 +14,11 @@ from rillm.server.anthropic import count_tokens, messages
 from rillm.server.chat import apply_template, chat_completions, input_tokens
 from rillm.server.completion import completion
 from rillm.server.config import ServerConfig
+from rillm.server.embeddings import embeddings, openai_embeddings
 from rillm.server.errors import ApiError, from_request
 from rillm.server.gate import Gate
 from rillm.server.health import health
+from rillm.server.infill import infill
 from rillm.server.info import metrics, models, props, slots
 from rillm.server.json_io import error_reply
 from rillm.server.openai_completions import openai_completions
@@ -28,13 +30,15 @@ from rillm.server.schema import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingBody,
+    InfillBody,
     ResponsesBody,
     TokenizeBody,
 )
 from rillm.server.slot_files import slot_action
 from rillm.server.state import ServerState
 from rillm.server.tokens import detokenize, tokenize
-from rillm.server.unsupported import embeddings, infill, rerank
+from rillm.server.unsupported import rerank
 
 ROUTES = [
     Route("GET", page, ("/", "/ui/{name}")),
@@ -55,9 +59,10 @@ ROUTES = [
     Route("POST", responses, ("/v1/responses", "/responses"), ResponsesBody),
     Route("POST", messages, ("/v1/messages",), AnthropicBody),
     Route("POST", count_tokens, ("/v1/messages/count_tokens",), AnthropicBody),
-    Route("POST", embeddings, ("/embedding", "/embeddings", "/v1/embeddings")),
+    Route("POST", embeddings, ("/embedding", "/embeddings"), EmbeddingBody),
+    Route("POST", openai_embeddings, ("/v1/embeddings",), EmbeddingBody),
+    Route("POST", infill, ("/infill",), InfillBody, True),
     Route("POST", rerank, ("/rerank", "/v1/rerank", "/reranking", "/v1/reranking")),
-    Route("POST", infill, ("/infill",)),
 ]
 
 

@@ -25,14 +25,15 @@ from rillm.server.json_io import JSONReply, read_object
 from rillm.server.openai import envelope, finish_reason, logprobs, new_id, usage
 from rillm.server.service import Service
 from rillm.server.sse import DONE, EventStream, event, until_disconnect
-from rillm.server.state import service_of
+from rillm.server.state import service_for
 from rillm.server.tool_calls import ToolCall
 
 
 async def chat_completions(request: Request) -> Response:
     """Answers a conversation."""
-    service = service_of(request)
-    task = await chat_task(service, await read_object(request))
+    body = await read_object(request)
+    service = await service_for(request, body)
+    task = await chat_task(service, body)
     jobs = start(service, task.plan, [task.prompt])
     if task.plan.controls.stream:
         return EventStream(
@@ -52,15 +53,17 @@ async def chat_completions(request: Request) -> Response:
 
 async def input_tokens(request: Request) -> Response:
     """How many tokens a conversation has."""
-    service = service_of(request)
-    ids = await asyncio.to_thread(chat_ids, service, await read_object(request))
+    body = await read_object(request)
+    service = await service_for(request, body)
+    ids = await asyncio.to_thread(chat_ids, service, body)
     return JSONReply({"input_tokens": len(ids), "object": "response.input_tokens"})
 
 
 async def apply_template(request: Request) -> Response:
     """A conversation as the text that the model is given."""
-    service = service_of(request)
-    text = await asyncio.to_thread(rendered_text, service, await read_object(request))
+    body = await read_object(request)
+    service = await service_for(request, body)
+    text = await asyncio.to_thread(rendered_text, service, body)
     return JSONReply({"prompt": text})
 
 

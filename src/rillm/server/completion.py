@@ -9,23 +9,35 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rillm.engine.outputs import PromptProgress, Timings
-from rillm.server.jobs import Job, Part, finish_all, make_plan, merged, start
+from rillm.server.jobs import Job, Part, Plan, Prompt, finish_all, make_plan, merged, start
 from rillm.server.json_io import JSONReply, read_object
 from rillm.server.probabilities import probability_list
 from rillm.server.prompts import read_prompts
 from rillm.server.schema import CompletionBody
 from rillm.server.service import Service
 from rillm.server.sse import EventStream, event, until_disconnect
-from rillm.server.state import service_of
+from rillm.server.state import service_for
 
 
 async def completion(request: Request) -> Response:
     """Continues a prompt."""
-    service = service_of(request)
     body = await read_object(request)
+    service = await service_for(request, body)
     fields = CompletionBody.parse(body)
     plan = await make_plan(service, body)
     prompts, is_many = await read_prompts(service, fields)
+    return await answer(request, service, plan, prompts, is_many=is_many)
+
+
+async def answer(
+    request: Request,
+    service: Service,
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    *,
+    is_many: bool = False,
+) -> Response:
+    """Continues the prompts; the reply is an array where there are many."""
     jobs = start(service, plan, prompts)
     if plan.controls.stream:
         return EventStream(

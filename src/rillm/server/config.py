@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rillm.engine.config import EngineConfig
+from rillm.engine.pooling import POOLINGS, Pooling
 from rillm.errors import RillmError
 from rillm.sampling import SamplingParams
 
+# Half of the memory that weights leave free is for keys and values: of all models together.
+_CACHE_SHARE = 0.5
 REASONING_FORMATS = ("none", "deepseek", "auto")
 
 
@@ -19,8 +22,10 @@ REASONING_FORMATS = ("none", "deepseek", "auto")
 class ServerConfig:
     """The flags of `rillm serve`. Names and defaults are llama-server's where it has them."""
 
-    model: str | os.PathLike[str]
+    # A GGUF file; or a folder of them, or several of both: each loaded when it is asked for.
+    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     alias: str | None = None  # the name in replies; None: the path as given
+    models_max: int = 4  # models in memory at the same time; 0: as many as fit
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any free one
 
@@ -36,6 +41,8 @@ class ServerConfig:
     cache_prompt: bool = True  # reuse the keys and values of prompts that begin alike
     isa: str | None = None
     chat_template: str | None = None  # name of a built-in one or Jinja source; None: the file's
+    embeddings: bool = False  # /embedding and /v1/embeddings
+    pooling: Pooling | None = None  # of embeddings; None: what the file says, else none
     reasoning_format: str = "auto"  # none: thinking stays in the content
     sampling: Mapping[str, Any] = field(default_factory=dict)  # defaults under their request names
 
@@ -48,8 +55,10 @@ class ServerConfig:
     ui: bool = True  # the page at /
 
     # Limits.
+    max_header_bytes: int = 64 << 10
     max_body_bytes: int = 32 << 20
     max_choices: int = 64  # results of one request: prompts times n
+    max_inputs: int = 2048  # texts of one request for embeddings
     max_stops: int = 64
     max_logit_bias: int = 4096
     max_probs: int = 1024  # n_probs, logprobs, top_logprobs
@@ -59,7 +68,9 @@ class ServerConfig:
     max_n_predict: int = -1  # what a request may ask for at most; -1: no limit
 
     # Times in seconds.
-    body_timeout: float = 60.0  # for a request's body to arrive
+    header_timeout: float = 20.0  # for a request's headers to arrive
+    body_timeout: float = 60.0  # for its body
+    send_timeout: float = 60.0  # that a client may go without reading any of its reply
     ping_seconds: float = 30.0  # of silence in a stream until a comment keeps it alive
     drain_seconds: float = 60.0  # what running requests get after SIGTERM
     keep_alive: int = 5  # of an idle connection
@@ -78,6 +89,17 @@ class ServerConfig:
             raise RillmError(
                 f"reasoning_format must be one of {known}, not {self.reasoning_format!r}"
             )
+        if self.pooling not in (None, *POOLINGS):
+            known = ", ".join(POOLINGS)
+            raise RillmError(f"pooling must be one of {known}, not {self.pooling!r}")
+        if self.pooling is not None and not self.embeddings:
+            raise RillmError("--pooling is about embeddings: add --embeddings")
+        if not self.paths:
+            raise RillmError("no model was given")
+        if self.models_max < 0:
+            raise RillmError(f"models_max must be 0 (no limit) or more, not {self.models_max}")
+        if self.alias is not None and self.has_pool:
+            raise RillmError("alias: several models are known by the names of their files")
         if (self.ssl_cert is None) != (self.ssl_key is None):
             raise RillmError("TLS needs both --ssl-cert and --ssl-key")
         for key in self.api_keys:
@@ -89,9 +111,21 @@ class ServerConfig:
         self.engine_config()
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """What was given as model."""
+        given = self.model
+        items = [given] if isinstance(given, (str, os.PathLike)) else given
+        return tuple(Path(item) for item in items)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether requests choose among several models."""
+        return len(self.paths) > 1 or self.paths[0].is_dir()
+
+    @property
     def model_name(self) -> str:
-        """What replies call the model."""
-        return self.alias or os.fspath(self.model)
+        """What replies call the model, where there is one."""
+        return self.alias or os.fspath(self.paths[0])
 
     def engine_config(self) -> EngineConfig:
         """The engine's part."""
@@ -102,6 +136,10 @@ class ServerConfig:
             max_num_batched_tokens=max(self.batch_size, self.parallel),
             cache_type=self.cache_type,
             cache_memory=self.cache_memory,
+            cache_share=_CACHE_SHARE / self.models_max
+            if self.has_pool and self.models_max
+            else _CACHE_SHARE,
+            embeddings=self.embeddings,
             prefix_cache=self.cache_prompt,
             draft_tokens=self.draft_tokens,
             isa=self.isa,

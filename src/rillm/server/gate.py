@@ -62,6 +62,7 @@ class Gate:
         except ClientGoneError:
             status = 499  # nginx's number for it; nobody sees it but the log
         finally:
+            self._state.release(scope)
             if self._state.config.access_log:
                 _log.info(
                     "%s %s %d %.1f ms",
@@ -74,7 +75,7 @@ class Gate:
     def _admit(self, path: str, headers: Headers) -> None:
         if path in self._ui_paths:
             return
-        self._state.require_service()
+        self._state.require_ready()
         if path not in _PUBLIC and self._keys and not self._has_key(headers):
             raise ApiError(401, "Invalid API Key")
 

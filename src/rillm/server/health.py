@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rillm.server.json_io import JSONReply
-from rillm.server.state import service_of
+from rillm.server.state import state_of
 
 
 async def health(request: Request) -> Response:
     """{"status": "ok"}; 503 while the model loads."""
-    service_of(request)
+    state_of(request).require_ready()
     return JSONReply({"status": "ok"})

@@ -16,14 +16,15 @@ from rillm.server.schema import Controls
 from rillm.server.service import Service
 from rillm.server.settings import generation_settings
 from rillm.server.slots import Slot
-from rillm.server.state import service_of
+from rillm.server.state import service_for, state_of
 
 BUILD_INFO = f"rillm-{rillm.__version__}"
+OWNER = "rillm"
 
 
 async def props(request: Request) -> Response:
     """The server's defaults and what the model can do."""
-    service = service_of(request)
+    service = await service_for(request)
     config = service.config
     tokenizer = service.tokenizer
     try:
@@ -63,8 +64,22 @@ def _token_text(service: Service, token: int | None) -> str:
 
 
 async def models(request: Request) -> Response:
-    """The model, as OpenAI lists it."""
-    service = service_of(request)
+    """The models, as OpenAI lists them."""
+    state = state_of(request)
+    state.require_ready()
+    if state.pool is None:
+        return JSONReply({"object": "list", "data": [_entry(await service_for(request))]})
+    data = []
+    for model in state.pool.models.values():
+        entry: dict[str, Any] = {"id": model.name, "object": "model"}
+        if model.service is not None:
+            entry = _entry(model.service)
+        status = {"value": model.status}
+        data.append({"created": state.pool.created, "owned_by": OWNER, **entry, "status": status})
+    return JSONReply({"object": "list", "data": data})
+
+
+def _entry(service: Service) -> dict[str, Any]:
     loaded = service.loaded
     model = loaded.model.config
     tensors = loaded.reader.tensors.values()
@@ -77,14 +92,13 @@ async def models(request: Request) -> Response:
         "n_params": sum(_num_elements(tensor.shape) for tensor in tensors),
         "size": sum(tensor.nbytes for tensor in tensors),
     }
-    entry = {
+    return {
         "id": service.name,
         "object": "model",
         "created": service.created,
-        "owned_by": "rillm",
+        "owned_by": OWNER,
         "meta": meta,
     }
-    return JSONReply({"object": "list", "data": [entry]})
 
 
 def _num_elements(shape: Any) -> int:
@@ -96,9 +110,9 @@ def _num_elements(shape: Any) -> int:
 
 async def slots(request: Request) -> Response:
     """What each slot is doing."""
-    service = service_of(request)
-    if not service.config.slots:
+    if not state_of(request).config.slots:
         raise ApiError(501, "This server does not show its slots. Start it without --no-slots")
+    service = await service_for(request, may_load=False)
     table = service.slots
     if request.query_params.get("fail_on_no_slot") and table.num_busy == len(table.slots):
         raise ApiError(503, "no slot available")
@@ -129,9 +143,9 @@ def _slot_object(service: Service, slot: Slot) -> dict[str, Any]:
 
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    service = service_of(request)
-    if not service.config.metrics:
+    if not state_of(request).config.metrics:
         raise ApiError(501, "This server does not support metrics endpoint. Start with --metrics")
+    service = await service_for(request, may_load=False)
     stats = service.loaded.engine.stats
     blocks = service.loaded.engine.blocks
     rows: list[tuple[str, str, str, float]] = [

@@ -35,6 +35,7 @@ class Plan:
     sampling: SamplingParams
     n_predict: int
     grammar: Grammar | None = None
+    prompt_probs: int | None = None  # likeliest tokens of each place in the prompt; None: not asked
 
 
 @dataclass(slots=True)
@@ -102,6 +103,7 @@ class Job:
         self.text = ""
         self.history: list[Part] = []  # what parts() gave, without mere progress
         self.token_ids: list[int] = []
+        self.prompt_probs: list[TokenProbs] = []  # of all prompt tokens but the first
         self.probs: list[TokenProbs] = []
         self.timings = Timings()
         # GLM separates several tool calls by this token, which has no text.
@@ -122,6 +124,7 @@ class Job:
             mask_provider=None if plan.grammar is None else plan.grammar.constraint(),
             return_progress=controls.return_progress and controls.stream,
             timings_per_token=controls.timings_per_token or controls.return_progress,
+            prompt_probs=plan.prompt_probs,
         )
         self._stream = service.submit(request)
         self.settings = generation_settings(service, controls, sampling, plan.n_predict)
@@ -149,6 +152,9 @@ class Job:
             async for output in self._stream:
                 if output.progress is not None:
                     yield Part(progress=output.progress, timings=output.timings)
+                    continue
+                if output.prompt_probs is not None:
+                    self.prompt_probs = output.prompt_probs
                     continue
                 if output.token is not None:
                     self._ticket.token_ids.append(output.token)

@@ -16,16 +16,26 @@ _LONG = 1 << 15
 
 async def read_prompts(service: Service, body: CompletionBody) -> tuple[list[Prompt], bool]:
     """The prompts, and whether the field was an array of prompts."""
-    value: Any = body.prompt
+    limit = service.config.max_choices
+    return await encode_all(service, body.prompt, field="prompt", limit=limit)
+
+
+async def encode_all(
+    service: Service, value: Any, *, field: str, limit: int
+) -> tuple[list[Prompt], bool]:
+    """The prompts of a field, at most `limit`, and whether it was an array of prompts."""
     is_many = isinstance(value, list) and bool(value) and _is_many(value)
     items = value if is_many else [value]
-    limit = service.config.max_choices
     if len(items) > limit:
-        raise FieldError("prompt", f"{len(items)} prompts in one request, at most {limit}")
-    if any(_length(item) >= _LONG for item in items):
-        ids = await asyncio.to_thread(lambda: [encode(service, item) for item in items])
+        raise FieldError(field, f"{len(items)} prompts in one request, at most {limit}")
+
+    def encode_items() -> list[list[int]]:
+        return [encode(service, item, field=field) for item in items]
+
+    if sum(map(_length, items)) >= _LONG:
+        ids = await asyncio.to_thread(encode_items)
     else:
-        ids = [encode(service, item) for item in items]
+        ids = encode_items()
     return [Prompt(item, each) for item, each in zip(items, ids, strict=True)], is_many
 
 

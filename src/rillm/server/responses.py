@@ -18,7 +18,7 @@ from rillm.server.openai import new_id
 from rillm.server.schema import ResponsesBody
 from rillm.server.service import Service
 from rillm.server.sse import EventStream, event, until_disconnect
-from rillm.server.state import service_of
+from rillm.server.state import service_for
 from rillm.server.tool_calls import ToolCall
 
 _TAKEN_OVER = ("temperature", "top_p", "top_k", "stream", "seed", "min_p", "chat_template_kwargs")
@@ -26,8 +26,8 @@ _TAKEN_OVER = ("temperature", "top_p", "top_k", "stream", "seed", "min_p", "chat
 
 async def responses(request: Request) -> Response:
     """Answers a conversation."""
-    service = service_of(request)
     body = await read_object(request)
+    service = await service_for(request, body)
     fields = ResponsesBody.parse(body)
     task = await chat_task(service, to_chat(body, fields))
     (job,) = start(service, task.plan, [task.prompt])

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import TextIO
 
 import uvicorn
@@ -20,6 +21,9 @@ from rillm.engine.loading import load_engine
 from rillm.errors import RillmError
 from rillm.server.app import create_app
 from rillm.server.config import ServerConfig
+from rillm.server.connection import limited_protocol
+from rillm.server.errors import ApiError
+from rillm.server.models_pool import ModelPool, find_models
 from rillm.server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -70,11 +74,12 @@ class Server:
                 log_config=None,
                 log_level="warning",
                 ws="none",
+                http=limited_protocol(config.header_timeout, config.send_timeout),
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=config.keep_alive,
                 timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
-                h11_max_incomplete_event_size=64 << 10,
+                h11_max_incomplete_event_size=config.max_header_bytes,
                 ssl_certfile=config.ssl_cert,
                 ssl_keyfile=config.ssl_key,
             )
@@ -114,18 +119,19 @@ class Server:
             await loading
             if self.state.service is not None:
                 await self.state.service.close()
+            if self.state.pool is not None:
+                await self.state.pool.close()
 
     async def _load(self) -> None:
         config = self.config
-        started = time.perf_counter()
         try:
-            loaded = await asyncio.to_thread(
-                load_engine,
-                config.model,
-                config.engine_config(),
-                chat_template=config.chat_template,
-                progress=self._loading,
-            )
+            if config.has_pool:
+                found = find_models(config.paths)
+                self._say(f"{len(found)} models: {', '.join(found)}")
+                self.state.pool = ModelPool(found, config.models_max, self._load_service, self._say)
+            else:
+                name, path = config.model_name, config.paths[0]
+                self.state.service = await self._load_service(name, path)
         except _StoppedError:
             return
         except RillmError as error:
@@ -135,15 +141,26 @@ class Server:
         except BaseException:
             self._uvicorn.should_exit = True
             raise
-        self.state.service = Service(config, loaded)
         self.ready.set()
-        seconds = time.perf_counter() - started
-        self._say(f"{config.model_name}: loaded in {seconds:.1f} s; {loaded.cache_plan}")
         self._say(f"ready on {self.url}")
+
+    async def _load_service(self, name: str, path: Path) -> Service:
+        config = self.config
+        started = time.perf_counter()
+        loaded = await asyncio.to_thread(
+            load_engine,
+            path,
+            config.engine_config(),
+            chat_template=config.chat_template,
+            progress=self._loading,
+        )
+        seconds = time.perf_counter() - started
+        self._say(f"{name}: loaded in {seconds:.1f} s; {loaded.cache_plan}")
+        return Service(config, loaded, name=name)
 
     def _loading(self, num_bytes: int, total: int) -> None:
         if self._stopping:
-            raise _StoppedError
+            raise _StoppedError(503, "the server is shutting down")
         self.state.progress = num_bytes / total if total else 1.0
 
     def _signalled(self, drain: bool) -> None:
@@ -158,15 +175,16 @@ class Server:
     def _stop(self, drain: bool) -> None:
         self._stopping = True
         self._uvicorn.should_exit = True
-        if not drain and self.state.service is not None:
-            self.state.service.abort_all()
+        for runs in (self.state.service, self.state.pool):
+            if not drain and runs is not None:
+                runs.abort_all()
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             print(f"rillm: {text}", file=self._out, flush=True)
 
 
-class _StoppedError(BaseException):
+class _StoppedError(ApiError):
     """Leaves load_engine from its progress callback."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -89,6 +89,23 @@ class CompletionBody(Schema):
 
     prompt: Prompt
     echo: bool = False
+
+
+class EmbeddingBody(Schema):
+    """POST /embedding and /v1/embeddings."""
+
+    input: Prompt | None = Field(None, validation_alias=AliasChoices("input", "content"))
+    encoding_format: Literal["float", "base64"] = "float"
+    embd_normalize: Annotated[Whole, Field(ge=-1, le=100)] = 2
+
+
+class InfillBody(Schema):
+    """POST /infill."""
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    input_extra: list[dict[str, Any]] = []
+    prompt: str = ""
 
 
 class TokenizeBody(Schema):

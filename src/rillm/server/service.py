@@ -10,6 +10,7 @@ from pathlib import Path
 from rillm.chat_template import ChatTemplate
 from rillm.engine.async_engine import AsyncEngine, OutputStream
 from rillm.engine.loading import LoadedEngine
+from rillm.engine.pooling import POOLINGS, Pooling
 from rillm.engine.request import Request
 from rillm.server.config import ServerConfig
 from rillm.server.errors import ApiError
@@ -21,9 +22,13 @@ from rillm.tokenizer import Tokenizer
 class Service:
     """One model and its engine. Create and use it in the event loop."""
 
-    def __init__(self, config: ServerConfig, loaded: LoadedEngine) -> None:
+    def __init__(
+        self, config: ServerConfig, loaded: LoadedEngine, *, name: str | None = None
+    ) -> None:
+        """name: what replies call the model; None for the configured name."""
         self.config = config
         self.loaded = loaded
+        self.name = config.model_name if name is None else name
         self.engine = AsyncEngine(loaded.engine)
         self.slots = SlotTable(config.parallel)
         self.created = int(time.time())
@@ -32,11 +37,6 @@ class Service:
         self._is_closing = False
         self._compiler: GrammarCompiler | None = None
         self._compiler_lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        """What replies call the model."""
-        return self.config.model_name
 
     @property
     def path(self) -> Path:
@@ -57,6 +57,16 @@ class Service:
     def context_length(self) -> int:
         """Tokens of the longest sequence."""
         return self.loaded.engine.context_length
+
+    @property
+    def pooling(self) -> Pooling:
+        """How embeddings are pooled: as configured, as the file says, or not at all."""
+        if self.config.pooling is not None:
+            return self.config.pooling
+        metadata = self.loaded.reader.metadata
+        number = metadata.get(f"{self.loaded.model.config.architecture}.pooling_type")
+        known = isinstance(number, int) and 0 <= number < len(POOLINGS)
+        return POOLINGS[number] if known else "none"  # type: ignore[index]
 
     def grammar_compiler(self) -> GrammarCompiler:
         """Made when first asked for; any thread may ask."""

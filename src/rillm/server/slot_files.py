@@ -31,7 +31,7 @@ from rillm.server.errors import ApiError, FieldError
 from rillm.server.json_io import JSONReply, read_object
 from rillm.server.service import Service
 from rillm.server.slots import Slot
-from rillm.server.state import service_of
+from rillm.server.state import service_for, state_of
 
 _MAGIC = b"RILLMKV1"
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
@@ -47,15 +47,15 @@ class _Prefix:
 
 async def slot_action(request: Request) -> Response:
     """Saves, restores or erases a slot."""
-    service = service_of(request)
-    folder = service.config.slot_save_path
+    folder = state_of(request).config.slot_save_path
     if folder is None:
         raise ApiError(
             501, "This server does not support slots action. Start it with `--slot-save-path`"
         )
-    slot = _slot(service, request.path_params["slot_id"])
     action = request.query_params.get("action", "")
     body = await read_object(request) if action in ("save", "restore") else {}
+    service = await service_for(request, body)
+    slot = _slot(service, request.path_params["slot_id"])
     if slot.ticket is not None:
         raise ApiError(503, f"slot {slot.slot_id} is busy")
     if action == "erase":

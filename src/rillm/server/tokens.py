@@ -11,13 +11,14 @@ from starlette.responses import Response
 from rillm.server.json_io import JSONReply, read_object
 from rillm.server.prompts import encode
 from rillm.server.schema import DetokenizeBody, TokenizeBody
-from rillm.server.state import service_of
+from rillm.server.state import service_for
 
 
 async def tokenize(request: Request) -> Response:
     """Token ids of `content`, with their pieces where asked for."""
-    service = service_of(request)
-    body = TokenizeBody.parse(await read_object(request))
+    raw = await read_object(request)
+    service = await service_for(request, raw)
+    body = TokenizeBody.parse(raw)
     content: Any = body.content
     ids = await asyncio.to_thread(
         encode,
@@ -42,8 +43,9 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """The text of `tokens`."""
-    service = service_of(request)
-    body = DetokenizeBody.parse(await read_object(request))
+    raw = await read_object(request)
+    service = await service_for(request, raw)
+    body = DetokenizeBody.parse(raw)
     return JSONReply({"content": service.tokenizer.decode(body.tokens)})
 
 
