@@ -36,14 +36,14 @@ def say(server, monkeypatch, text, *, turn_ends=()):
     ids.append(tokenizer.specials["<|observation|>"])
     real = type(server.engine)._draw_tokens
 
-    def draw(self, sequences):
-        for sequence in sequences:
+    def draw(self, rows):
+        for _, sequence in rows:
             generation = self._generations[sequence.sequence_id]
             draw = generation.draw
             place = sequence.num_generated_tokens
             wanted = ids[min(place, len(ids) - 1)]
             draw.struct.bias, draw.struct.num_bias = _only(draw, wanted)
-        return real(self, sequences)
+        return real(self, rows)
 
     monkeypatch.setattr(type(server.engine), "_draw_tokens", draw)
 

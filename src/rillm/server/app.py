@@ -14,6 +14,7 @@ from rillm.server.anthropic import count_tokens, messages
 from rillm.server.chat import apply_template, chat_completions, input_tokens
 from rillm.server.completion import completion
 from rillm.server.config import ServerConfig
+from rillm.server.docs_page import docs
 from rillm.server.embeddings import embeddings, openai_embeddings
 from rillm.server.errors import ApiError, from_request
 from rillm.server.gate import Gate
@@ -33,6 +34,7 @@ from rillm.server.schema import (
     EmbeddingBody,
     InfillBody,
     ResponsesBody,
+    SlotBody,
     TokenizeBody,
 )
 from rillm.server.slot_files import slot_action
@@ -44,11 +46,14 @@ ROUTES = [
     Route("GET", page, ("/", "/ui/{name}")),
     Route("GET", health, ("/health", "/v1/health")),
     Route("GET", openapi, ("/openapi.json",)),
-    Route("GET", props, ("/props",)),
+    Route("GET", docs, ("/docs",)),
+    Route("GET", props, ("/props",), query=("model",)),
     Route("GET", models, ("/models", "/v1/models")),
-    Route("GET", slots, ("/slots",)),
-    Route("POST", slot_action, ("/slots/{slot_id}",)),
-    Route("GET", metrics, ("/metrics",)),
+    Route("GET", slots, ("/slots",), query=("fail_on_no_slot", "model")),
+    Route(
+        "POST", slot_action, ("/slots/{slot_id}",), SlotBody, query=("action=save|restore|erase",)
+    ),
+    Route("GET", metrics, ("/metrics",), query=("model",)),
     Route("POST", completion, ("/completion", "/completions"), CompletionBody, True),
     Route("POST", tokenize, ("/tokenize",), TokenizeBody),
     Route("POST", detokenize, ("/detokenize",), DetokenizeBody),

@@ -32,6 +32,7 @@ class Route(NamedTuple):
     paths: tuple[str, ...]
     body: type[BaseModel] | None = None
     generates: bool = False  # also takes Controls and the sampling parameters
+    query: tuple[str, ...] = ()  # parameters after the ?, all optional; "name=a|b" lists values
 
 
 async def openapi(request: Request) -> Response:
@@ -58,10 +59,18 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     }
 
 
+def _tag(path: str) -> str:
+    """Whose clients know the path."""
+    if path.startswith("/v1/messages"):
+        return "Anthropic"
+    return "OpenAI" if path.startswith("/v1/") else "native"
+
+
 def _operation(route: Route, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     operation: dict[str, Any] = {
         "summary": (inspect.getdoc(route.handler) or "").partition("\n")[0],
+        "tags": [_tag(path)],
         "responses": {
             "200": {"description": "done"},
             "default": {
@@ -70,11 +79,13 @@ def _operation(route: Route, path: str, schemas: dict[str, Any]) -> dict[str, An
             },
         },
     }
-    if names:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in names
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
+    parameters += [_query_parameter(text) for text in route.query]
+    if parameters:
+        operation["parameters"] = parameters
     models = [route.body] if route.body is not None else []
     if route.generates:
         models.append(Controls)
@@ -90,6 +101,14 @@ def _operation(route: Route, path: str, schemas: dict[str, Any]) -> dict[str, An
         content = {"application/json": {"schema": schema}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _query_parameter(text: str) -> dict[str, Any]:
+    name, _, values = text.partition("=")
+    schema: dict[str, Any] = {"type": "string"}
+    if values:
+        schema["enum"] = values.split("|")
+    return {"name": name, "in": "query", "required": False, "schema": schema}
 
 
 def _reference(name: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+PAGE_HEADERS = {"Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
 
 
 @cache
@@ -42,9 +43,5 @@ async def page(request: Request) -> Response:
     if data is None or not request.app.state.server.config.ui:
         raise ApiError(404, "File Not Found")
     kind = request.url.path.rpartition(".")[2] if request.url.path != "/" else "html"
-    headers = {
-        "Content-Security-Policy": _POLICY,
-        "Cache-Control": "no-cache",
-        "Referrer-Policy": "no-referrer",
-    }
+    headers = {**PAGE_HEADERS, "Content-Security-Policy": _POLICY}
     return Response(data, media_type=_TYPES[kind], headers=headers)

@@ -108,6 +108,12 @@ class InfillBody(Schema):
     prompt: str = ""
 
 
+class SlotBody(Schema):
+    """POST /slots/{id}?action=save|restore."""
+
+    filename: str = ""
+
+
 class TokenizeBody(Schema):
     """POST /tokenize."""
 
