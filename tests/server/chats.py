@@ -34,7 +34,7 @@ def say(server, monkeypatch, text, *, turn_ends=()):
     tokenizer = server.service.tokenizer
     ids = tokenizer.encode(text, parse_special=True)
     ids.append(tokenizer.specials["<|observation|>"])
-    real = type(server.engine)._draw_tokens
+    real = type(server.engine)._draw_once
 
     def draw(self, rows):
         for _, sequence in rows:
@@ -45,7 +45,7 @@ def say(server, monkeypatch, text, *, turn_ends=()):
             draw.struct.bias, draw.struct.num_bias = _only(draw, wanted)
         return real(self, rows)
 
-    monkeypatch.setattr(type(server.engine), "_draw_tokens", draw)
+    monkeypatch.setattr(type(server.engine), "_draw_once", draw)
 
 
 def _only(draw, token):

@@ -16,6 +16,7 @@ Examples:
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,18 @@ import typer
 
 from rillm.cli import options
 from rillm.errors import RillmError
+
+# Taken so that llama-server's command lines go through; none of them changes a result here.
+_IGNORED_VALUES = (
+    "-fa", "--flash-attn", "-ub", "--ubatch-size", "-ngl", "--gpu-layers", "--n-gpu-layers",
+    "-tb", "--threads-batch", "--threads-http", "-sps", "--slot-prompt-similarity",
+    "-cram", "--cache-ram", "--cache-reuse", "-fit", "--fit", "--prio", "-lv", "--log-verbosity",
+    "--log-colors", "--numa", "-dev", "--device",
+)  # fmt: skip
+_IGNORED_FLAGS = (
+    "--no-mmap", "--mlock", "--no-warmup", "--offline", "--no-perf", "--log-disable",
+    "--no-context-shift", "--swa-full", "-kvu", "--kv-unified", "--check-tensors",
+)  # fmt: skip
 
 
 def serve(
@@ -168,6 +181,24 @@ def serve(
             help="Of embeddings: none, mean, cls or last [default: the file's, else none].",
         ),
     ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template-kwargs",
+            envvar="LLAMA_CHAT_TEMPLATE_KWARGS",
+            help="JSON object for the template, unless the request says.",
+        ),
+    ] = None,
+    reasoning_budget: Annotated[
+        int,
+        typer.Option(
+            "--reasoning-budget",
+            min=-1,
+            max=0,
+            envvar="LLAMA_ARG_THINK_BUDGET",
+            help="0 switches thinking off, unless the request says.",
+        ),
+    ] = -1,
     reasoning_format: Annotated[
         str,
         typer.Option(
@@ -182,6 +213,22 @@ def serve(
     min_p: Annotated[float | None, typer.Option("--min-p", help="Default min_p.")] = None,
     repeat_penalty: Annotated[
         float | None, typer.Option("--repeat-penalty", help="Default repeat_penalty.")
+    ] = None,
+    repeat_last_n: Annotated[
+        int | None, typer.Option("--repeat-last-n", help="Default repeat_last_n.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option("--presence-penalty", help="Default presence_penalty.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option("--frequency-penalty", help="Default frequency_penalty.")
+    ] = None,
+    typical_p: Annotated[
+        float | None, typer.Option("--typical", "--typical-p", help="Default typical_p.")
+    ] = None,
+    mirostat: Annotated[int | None, typer.Option("--mirostat", help="Default mirostat.")] = None,
+    samplers: Annotated[
+        str | None, typer.Option("--samplers", help="Default samplers, with semicolons.")
     ] = None,
     seed: Annotated[int | None, typer.Option("-s", "--seed", help="Default seed.")] = None,
     api_key: Annotated[
@@ -230,26 +277,32 @@ def serve(
         bool,
         typer.Option("--access-log/--no-access-log", help="Log method, path, status and time."),
     ] = True,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "-v", "--verbose", "--log-verbose", help="Log what is asked, too (private texts!)."
+        ),
+    ] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option("--log-file", envvar="LLAMA_ARG_LOG_FILE", help="Write the log to a file."),
+    ] = None,
     ui: Annotated[
         bool, typer.Option("--ui/--no-ui", "--webui/--no-webui", help="Page at /.")
     ] = True,
-    ignored: Annotated[
-        list[str] | None,
-        typer.Option("-fa", "--flash-attn", hidden=True, help="Always on; taken for scripts."),
+    hf_repo: Annotated[
+        str | None, typer.Option("-hf", "-hfr", "--hf-repo", hidden=True, help="See rillm pull.")
     ] = None,
+    reranking: Annotated[bool, typer.Option("--reranking", "--rerank", hidden=True)] = False,
     jinja: Annotated[bool, typer.Option("--jinja/--no-jinja", hidden=True)] = True,
     cont_batching: Annotated[
         bool, typer.Option("-cb/-nocb", "--cont-batching/--no-cont-batching", hidden=True)
     ] = True,
-    ubatch_size: Annotated[int, typer.Option("-ub", "--ubatch-size", hidden=True)] = 512,
-    no_mmap: Annotated[bool, typer.Option("--no-mmap", hidden=True)] = False,
-    mlock: Annotated[bool, typer.Option("--mlock", hidden=True)] = False,
-    gpu_layers: Annotated[int, typer.Option("-ngl", "--n-gpu-layers", hidden=True)] = 0,
-    no_warmup: Annotated[bool, typer.Option("--no-warmup", hidden=True)] = False,
+    ignored: Annotated[list[str] | None, typer.Option(*_IGNORED_VALUES, hidden=True)] = None,
+    ignored_flags: Annotated[bool, typer.Option(*_IGNORED_FLAGS, hidden=True)] = False,
 ) -> None:
     """Loads and serves until a signal."""
-    # Taken so that llama-server's command lines go through; none of them changes a result here.
-    del ignored, jinja, cont_batching, ubatch_size, no_mmap, mlock, gpu_layers, no_warmup
+    del ignored, ignored_flags, jinja, cont_batching
     from rillm.server import ServerConfig
     from rillm.server import serve as run_server
 
@@ -261,11 +314,24 @@ def serve(
         "top_p": top_p,
         "min_p": min_p,
         "repeat_penalty": repeat_penalty,
+        "repeat_last_n": repeat_last_n,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "typical_p": typical_p,
+        "mirostat": mirostat,
+        "samplers": None if samplers is None else samplers.split(";"),
         "seed": seed,
     }
     template = chat_template
     if chat_template_file is not None:
         template = _text(chat_template_file)
+    if hf_repo is not None:
+        raise typer.BadParameter(f"models are files here: rillm pull {hf_repo}, then -m FILE")
+    if reranking:
+        raise typer.BadParameter("no model that rillm runs can rerank: leave --reranking out")
+    options = _json_object(chat_template_kwargs) if chat_template_kwargs else {}
+    if reasoning_budget == 0:
+        options.setdefault("enable_thinking", False)
     paths = [*(model or []), *([models_dir] if models_dir is not None else [])]
     if not paths:
         raise typer.BadParameter("no model: give -m FILE, or --models-dir FOLDER")
@@ -284,6 +350,7 @@ def serve(
         cache_prompt=cache_prompt,
         draft_tokens=options.draft_tokens(spec_type, draft_max),
         chat_template=template,
+        template_options=options,
         embeddings=embeddings,
         pooling=pooling,  # type: ignore[arg-type]  # ServerConfig checks it
         reasoning_format=reasoning_format,
@@ -298,9 +365,21 @@ def serve(
         ssl_key=ssl_key_file,
         body_timeout=timeout,
         send_timeout=timeout,
-        access_log=access_log,
+        access_log=access_log or verbose,
+        log_bodies=verbose,
+        log_file=log_file,
     )
     raise typer.Exit(run_server(config))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RillmError(f"--chat-template-kwargs: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RillmError("--chat-template-kwargs: must be a JSON object")
+    return value
 
 
 def _text(file: Path) -> str:

@@ -72,7 +72,8 @@ class Generation:
             processed=min(sequence.num_computed_tokens, sequence.num_prompt_tokens),
             time_ms=1000.0 * (time.perf_counter() - started),
         )
-        return Output(sequence.sequence_id, progress=progress)
+        timings = self.timings() if self.request.timings_per_token else None
+        return Output(sequence.sequence_id, progress=progress, timings=timings)
 
     def accept(self, token: int, probs: TokenProbs | None) -> Output:
         """Appends a drawn token and says what can be shown, and whether this was the end."""

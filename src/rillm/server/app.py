@@ -40,7 +40,7 @@ from rillm.server.schema import (
 from rillm.server.slot_files import slot_action
 from rillm.server.state import ServerState
 from rillm.server.tokens import detokenize, tokenize
-from rillm.server.unsupported import rerank
+from rillm.server.unsupported import change_props, rerank
 
 ROUTES = [
     Route("GET", page, ("/", "/ui/{name}")),
@@ -48,6 +48,7 @@ ROUTES = [
     Route("GET", openapi, ("/openapi.json",)),
     Route("GET", docs, ("/docs",)),
     Route("GET", props, ("/props",), query=("model",)),
+    Route("POST", change_props, ("/props",)),
     Route("GET", models, ("/models", "/v1/models")),
     Route("GET", slots, ("/slots",), query=("fail_on_no_slot", "model")),
     Route(

@@ -64,7 +64,7 @@ class _Rendered:
 
 async def chat_task(service: Service, body: Mapping[str, Any]) -> ChatTask:
     """Checks a chat body and writes its prompt; RillmError says what is wrong with it."""
-    fields = ChatBody.parse({**body, "logprobs": body.get("logprobs", False)})
+    fields = _fields(service, body, logprobs=body.get("logprobs", False))
     if fields.top_logprobs is not None and not fields.logprobs:
         raise ApiError(400, "top_logprobs requires logprobs to be set to true")
     reasoning = fields.reasoning_format or service.config.reasoning_format
@@ -108,16 +108,22 @@ async def chat_task(service: Service, body: Mapping[str, Any]) -> ChatTask:
     )
 
 
+def _fields(service: Service, body: Mapping[str, Any], *, logprobs: object) -> ChatBody:
+    fields = ChatBody.parse({**body, "logprobs": logprobs})
+    options = {**service.config.template_options, **fields.chat_template_kwargs}
+    return fields.model_copy(update={"chat_template_kwargs": options})
+
+
 def chat_ids(service: Service, body: Mapping[str, Any]) -> list[int]:
     """Only the token ids of a conversation."""
-    fields = ChatBody.parse({**body, "logprobs": False})
+    fields = _fields(service, body, logprobs=False)
     _forced_tools(fields)
     return _render(service, fields).ids
 
 
 def rendered_text(service: Service, body: Mapping[str, Any]) -> str:
     """The prompt of a conversation as text."""
-    fields = ChatBody.parse({**body, "logprobs": False})
+    fields = _fields(service, body, logprobs=False)
     _forced_tools(fields)
     return service.template.render(
         fields.messages,

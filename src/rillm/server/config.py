@@ -41,6 +41,8 @@ class ServerConfig:
     cache_prompt: bool = True  # reuse the keys and values of prompts that begin alike
     isa: str | None = None
     chat_template: str | None = None  # name of a built-in one or Jinja source; None: the file's
+    # Given to the template unless a request's chat_template_kwargs say otherwise.
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     embeddings: bool = False  # /embedding and /v1/embeddings
     pooling: Pooling | None = None  # of embeddings; None: what the file says, else none
     reasoning_format: str = "auto"  # none: thinking stays in the content
@@ -78,6 +80,8 @@ class ServerConfig:
     ssl_cert: str | os.PathLike[str] | None = None
     ssl_key: str | os.PathLike[str] | None = None
     access_log: bool = True  # method, path, status, time; never what was asked
+    log_bodies: bool = False  # what was asked, after all
+    log_file: str | os.PathLike[str] | None = None  # None: standard error
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from rillm.server.errors import ApiError
+
+_log = logging.getLogger("rillm.access")
 
 
 def dump(value: object) -> bytes:
@@ -53,6 +56,8 @@ async def read_object(request: Request) -> dict[str, Any]:
         raise ApiError(408, "the body did not arrive in time") from None
     except ClientDisconnect:
         raise ApiError(400, "the client left before its request was complete") from None
+    if config.log_bodies:
+        _log.info("%s %s", request.url.path, data.decode(errors="replace"))
     return parse_object(bytes(data))
 
 

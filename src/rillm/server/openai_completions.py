@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
@@ -107,10 +108,10 @@ async def _events(
     ]
     silent = {job.index for job in jobs} if echo else set()  # their prompt is not repeated yet
 
-    def chunk(job: Job, text: str, **fields: Any) -> bytes:
+    def chunk(
+        job: Job, text: str, extra: Mapping[str, Any] = MappingProxyType({}), **fields: Any
+    ) -> bytes:
         choice = {"text": text, "index": job.index, "logprobs": None, "finish_reason": None}
-        timings = fields.pop("timings", None)
-        extra = {} if timings is None else {"timings": timings}
         return event({"choices": [{**choice, **fields}], **frame, **extra})
 
     def probs(job: Job, items: Sequence[TokenProbs]) -> dict[str, Any] | None:
@@ -125,8 +126,10 @@ async def _events(
                 lists[job.index].add_prompt(job.prompt.ids, job.prompt_probs)
             yield chunk(job, _prompt_text(service, job), logprobs=probs(job, []))
         if part is None:
-            timings = None if controls.stream_options.include_usage else job.timings.to_dict()
-            yield chunk(job, "", finish_reason=finish_reason(job), timings=timings)
+            last: dict[str, Any] = {}
+            if not controls.stream_options.include_usage:
+                last = {"timings": job.timings.to_dict(), "usage": usage([job])}
+            yield chunk(job, "", last, finish_reason=finish_reason(job))
         elif part.text or part.probs:
             yield chunk(job, part.text, logprobs=probs(job, part.probs))
     if controls.stream_options.include_usage:

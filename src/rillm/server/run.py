@@ -38,19 +38,25 @@ def serve(config: ServerConfig) -> int:
     """
     server = Server(config)
     if config.access_log:
-        _show_access_log()
+        _show_access_log(config.log_file)
     server.run()
     return 0
 
 
-def _show_access_log() -> None:
-    """On standard error, unless the program has its own logging set up."""
+def _show_access_log(file: str | os.PathLike[str] | None) -> None:
+    """In a file or on standard error, unless the program has its own logging set up."""
     logger = logging.getLogger("rillm.access")
-    if not logger.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    if logger.hasHandlers():
+        return
+    handler: logging.Handler = logging.StreamHandler()
+    if file is not None:
+        try:
+            handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise RillmError(f"{file}: cannot be written: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 class Server:

@@ -13,3 +13,9 @@ async def rerank(request: Request) -> Response:
     """Not supported: none of the architectures that rillm runs has a ranking head."""
     state_of(request).require_ready()
     raise ApiError(501, "This server does not support reranking: the model is not made for it")
+
+
+async def change_props(request: Request) -> Response:
+    """Not supported: what the server was started with stays."""
+    state_of(request).require_ready()
+    raise ApiError(501, "This server does not support changing global properties")
