@@ -86,6 +86,7 @@ def test_results_are_the_same_however_they_are_computed(
     for budget in (8, 29):
         assert run(requests, max_num_seqs=8, max_num_batched_tokens=budget)[0] == alone
     assert run(requests, max_prompt_logits=3)[0] == alone
+    assert run(requests, draft_tokens=5)[0] == alone  # whose rows lie between the others'
     preempted, stats = run(requests, num_blocks=13)
     assert preempted == alone
     assert stats.num_preemptions > 0

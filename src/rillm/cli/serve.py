@@ -329,9 +329,9 @@ def serve(
         raise typer.BadParameter(f"models are files here: rillm pull {hf_repo}, then -m FILE")
     if reranking:
         raise typer.BadParameter("no model that rillm runs can rerank: leave --reranking out")
-    options = _json_object(chat_template_kwargs) if chat_template_kwargs else {}
+    template_options = _json_object(chat_template_kwargs) if chat_template_kwargs else {}
     if reasoning_budget == 0:
-        options.setdefault("enable_thinking", False)
+        template_options.setdefault("enable_thinking", False)
     paths = [*(model or []), *([models_dir] if models_dir is not None else [])]
     if not paths:
         raise typer.BadParameter("no model: give -m FILE, or --models-dir FOLDER")
@@ -350,7 +350,7 @@ def serve(
         cache_prompt=cache_prompt,
         draft_tokens=options.draft_tokens(spec_type, draft_max),
         chat_template=template,
-        template_options=options,
+        template_options=template_options,
         embeddings=embeddings,
         pooling=pooling,  # type: ignore[arg-type]  # ServerConfig checks it
         reasoning_format=reasoning_format,
