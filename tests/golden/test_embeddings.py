@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_smollm2 import RECORDED as ANSWERS
 from test_smollm2 import smollm2_file
 
 from rillm import LLM
@@ -63,3 +64,21 @@ def test_texts_of_a_kind_are_near_each_other(model):
     a, b, c = np.array(model[1].embed(texts))
     assert a @ b > a @ c
     np.testing.assert_allclose([a @ a, b @ b], 1, rtol=1e-6)
+
+
+def test_probabilities_of_a_given_text_are_those_of_llama_cpp(model):
+    """What it said about its own answers as it wrote them, asked of the finished text."""
+    name, llm = model
+    differences = []
+    for prompt, answer in zip(ANSWERS["prompts"][:4], ANSWERS["runs"][name], strict=False):
+        ids = prompt["prompt_ids"] + answer["ids"]
+        outputs = llm._start(Request(ids, n_predict=0, prompt_probs=5))
+        (probs,) = [output.prompt_probs for output in outputs if output.prompt_probs]
+        probs = probs[len(prompt["prompt_ids"]) - 1 :]
+        assert [item.token for item in probs] == answer["ids"]
+        for item, recorded in zip(probs, answer["top_logprobs"], strict=True):
+            differences.append(abs(item.logprob - recorded[0]))  # it wrote the likeliest
+    assert len(differences) == 4 * 64
+    if name == "f32":
+        assert max(differences) < 0.02
+    assert np.mean(differences) < {"f32": 1e-3, "q4_1": 0.1}[name]

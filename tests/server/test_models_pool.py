@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from conftest import GREETING, running, tiny_config
 
+from rillm.engine.config import CacheMemoryError
 from rillm.errors import RillmError
-from rillm.server.models_pool import find_models
+from rillm.server.errors import ApiError
+from rillm.server.models_pool import ModelPool, find_models
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +228,104 @@ def test_a_stop_ends_who_waits(folder):
             thread.join(30)
         assert time.monotonic() - started < 5
         assert [reply.status_code for reply in replies] == [503, 503]
+
+
+class StubService:
+    """As much of a Service as a pool uses."""
+
+    def __init__(self, pool_log, name):
+        self.log, self.name = pool_log, name
+
+    def abort_all(self):
+        self.log.append(f"abort {self.name}")
+
+    async def close(self):
+        self.log.append(f"close {self.name}")
+
+
+def with_pool(run, *, max_loaded=0, fits=9, names="abc"):
+    """Runs a coroutine on a pool in whose memory `fits` models have room; returns what it did."""
+    log, loaded = [], set()
+
+    async def load(name, path):
+        await asyncio.sleep(0)
+        if len(loaded) >= fits:
+            raise CacheMemoryError("no memory")
+        loaded.add(name)
+        log.append(f"load {name}")
+        service = StubService(log, name)
+        real_close = service.close
+
+        async def close():
+            loaded.discard(name)
+            await real_close()
+
+        service.close = close
+        return service
+
+    async def main():
+        pool = ModelPool({name: Path(name) for name in names}, max_loaded, load, lambda text: None)
+        await asyncio.wait_for(run(pool), 10)
+        await pool.close()
+
+    asyncio.run(main())
+    return log
+
+
+def test_a_model_that_does_not_fit_takes_the_room_of_idle_ones():
+    async def run(pool):
+        for name in "abcb":
+            model = pool.find(name)
+            assert (await pool.acquire(model)).name == name
+            pool.release(model)
+
+    log = with_pool(run, fits=2)
+    assert log[:5] == ["load a", "load b", "close a", "load c", "abort b"]
+    with pytest.raises(ApiError, match="model a cannot be loaded: no memory"):
+        with_pool(run, fits=0)
+
+
+def test_nobody_starves_while_others_keep_coming():
+    """Requests for a never pause, and b gets its turn all the same."""
+
+    async def run(pool):
+        a, b = pool.find("a"), pool.find("b")
+        served = []
+
+        async def use(model, seconds):
+            await pool.acquire(model)
+            await asyncio.sleep(seconds)
+            served.append(model.name)
+            pool.release(model)
+
+        tasks = []
+        for i in range(30):
+            tasks.append(asyncio.ensure_future(use(a, 0.02)))
+            if i == 5:
+                tasks.append(asyncio.ensure_future(use(b, 0.0)))
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*tasks)
+        assert served.count("a") == 30
+        assert 0 < served.index("b") < 15
+
+    log = with_pool(run, max_loaded=1)
+    assert log[:4] == ["load a", "close a", "load b", "close b"]
+
+
+def test_who_is_cancelled_while_waiting_holds_nothing():
+    async def run(pool):
+        a, b = pool.find("a"), pool.find("b")
+        await pool.acquire(a)
+        waiting = [asyncio.ensure_future(pool.acquire(b)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        pool.release(a)
+        await asyncio.gather(*waiting[1:])
+        assert b.num_users == 2
+        assert not b.waiters
+
+    with_pool(run, max_loaded=1)
 
 
 def test_one_model_goes_by_any_name(server):

@@ -62,6 +62,18 @@ RepeatPenalty = Annotated[
 ]
 Seed = Annotated[int, typer.Option("-s", "--seed", help="Random seed; -1 = a new one.")]
 
+# Of `serve`: taken so that llama-server's command lines go through; none changes a result here.
+IGNORED_VALUES = (
+    "-fa", "--flash-attn", "-ub", "--ubatch-size", "-ngl", "--gpu-layers", "--n-gpu-layers",
+    "-tb", "--threads-batch", "--threads-http", "-sps", "--slot-prompt-similarity",
+    "-cram", "--cache-ram", "--cache-reuse", "-fit", "--fit", "--prio", "-lv", "--log-verbosity",
+    "--log-colors", "--numa", "-dev", "--device",
+)  # fmt: skip
+IGNORED_FLAGS = (
+    "--no-mmap", "--mlock", "--no-warmup", "--offline", "--no-perf", "--log-disable",
+    "--no-context-shift", "--swa-full", "-kvu", "--kv-unified", "--check-tensors",
+)  # fmt: skip
+
 DEFAULTS = SamplingParams()
 
 

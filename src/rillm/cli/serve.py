@@ -25,18 +25,6 @@ import typer
 from rillm.cli import options
 from rillm.errors import RillmError
 
-# Taken so that llama-server's command lines go through; none of them changes a result here.
-_IGNORED_VALUES = (
-    "-fa", "--flash-attn", "-ub", "--ubatch-size", "-ngl", "--gpu-layers", "--n-gpu-layers",
-    "-tb", "--threads-batch", "--threads-http", "-sps", "--slot-prompt-similarity",
-    "-cram", "--cache-ram", "--cache-reuse", "-fit", "--fit", "--prio", "-lv", "--log-verbosity",
-    "--log-colors", "--numa", "-dev", "--device",
-)  # fmt: skip
-_IGNORED_FLAGS = (
-    "--no-mmap", "--mlock", "--no-warmup", "--offline", "--no-perf", "--log-disable",
-    "--no-context-shift", "--swa-full", "-kvu", "--kv-unified", "--check-tensors",
-)  # fmt: skip
-
 
 def serve(
     model: Annotated[
@@ -298,8 +286,8 @@ def serve(
     cont_batching: Annotated[
         bool, typer.Option("-cb/-nocb", "--cont-batching/--no-cont-batching", hidden=True)
     ] = True,
-    ignored: Annotated[list[str] | None, typer.Option(*_IGNORED_VALUES, hidden=True)] = None,
-    ignored_flags: Annotated[bool, typer.Option(*_IGNORED_FLAGS, hidden=True)] = False,
+    ignored: Annotated[list[str] | None, typer.Option(*options.IGNORED_VALUES, hidden=True)] = None,
+    ignored_flags: Annotated[bool, typer.Option(*options.IGNORED_FLAGS, hidden=True)] = False,
 ) -> None:
     """Loads and serves until a signal."""
     del ignored, ignored_flags, jinja, cont_batching

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from rillm.server.models_pool import ModelPool, find_models
 from rillm.server.service import Service
 
 _log = logging.getLogger(__name__)
+_MAX_FILES = 65536
 
 
 def serve(config: ServerConfig) -> int:
@@ -116,6 +118,7 @@ class Server:
         if threading.current_thread() is threading.main_thread():
             for number, drain in ((signal.SIGTERM, True), (signal.SIGINT, False)):
                 self._loop.add_signal_handler(number, self._signalled, drain)
+        _allow_many_connections()
         self._say(f"listening on {self.url}")
         loading = asyncio.create_task(self._load())
         try:
@@ -201,6 +204,15 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Nothing."""
         yield
+
+
+def _allow_many_connections() -> None:
+    """Every connection is an open file, and shells allow few of these unless asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:
