@@ -61,7 +61,7 @@ def test_props(server):
     assert props["default_generation_settings"]["params"]["n_predict"] == 24
     assert "<|assistant|>" in props["chat_template"]
     assert props["eos_token"] == "<|endoftext|>"
-    assert props["modalities"] == {"vision": False, "audio": False}
+    assert props["modalities"] == {"vision": False, "audio": False, "video": False}
 
 
 def test_models(server):
