@@ -81,6 +81,16 @@ def test_memory_that_is_taken_now_is_a_warning():
     assert "only 2.0 GiB are available" in warning
 
 
+def test_a_c_library_older_than_the_wheels_is_a_warning():
+    facts = replace(FACTS, glibc=(2, 36))
+    (warning,) = check_board(facts, model_bytes=GIB, to_copy=0, service=True)
+    assert "glibc 2.36" in warning
+    assert (
+        check_board(replace(facts, machine="x86_64"), model_bytes=GIB, to_copy=0, service=True)
+        == []
+    )
+
+
 def test_the_wheel_must_fit_machine_and_c_library(tmp_path):
     names = {
         "rillm-0.1.0-py3-none-manylinux_2_27_riscv64.whl": "",

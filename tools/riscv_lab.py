@@ -105,18 +105,18 @@ def install_mmdebstrap() -> None:
 
 
 def built_wheel(variants: tuple[str, ...]) -> Path:
-    """A wheel for riscv64 made of this very source."""
+    """A wheel for riscv64 made of this very source; empty `variants` are all."""
     digest = hashlib.sha256(" ".join(variants).encode())
     for path in sources():
         digest.update(path.relative_to(SOURCE).as_posix().encode() + path.read_bytes())
-    folder = LAB / "wheels" / digest.hexdigest()[:16]
-    found = list(folder.glob("*.whl"))
-    if not found:
-        subprocess.run(["rm", "-rf", folder.parent], check=True)
-        found = [
-            build_wheel("riscv64", variants=variants, out=folder, source=SOURCE, say=say).wheel
-        ]
-    return found[0]
+    folder = LAB / ("fast" if variants else "all")
+    mark = folder / "source.sha256"
+    if not mark.is_file() or mark.read_text() != digest.hexdigest():
+        shutil.rmtree(folder, ignore_errors=True)
+        build_wheel("riscv64", variants=variants, out=folder, source=SOURCE, say=say)
+        mark.write_text(digest.hexdigest())
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 def sources() -> Iterator[Path]:

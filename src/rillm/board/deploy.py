@@ -172,7 +172,8 @@ def _install(place: Place, wheel: Path, digest: str) -> str:
     """Script: the environment, unless this very wheel is installed in it already."""
     target, done = place.path(f"wheels/{wheel.name}"), place.path("installed")
     python = place.path("venv/bin/python")
-    pip = f"{python} -m pip install --quiet --disable-pip-version-check"
+    # A package without a wheel would be compiled for an hour, or fail after a while.
+    pip = f"{python} -m pip install --quiet --disable-pip-version-check --only-binary=:all:"
     return f"""\
 set -e
 if [ "$(cat {done} 2>/dev/null)" != {digest} ]; then
