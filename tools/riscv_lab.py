@@ -92,6 +92,9 @@ def extracted(folder: Path, architecture: str, packages: list[str]) -> str:
              "--skip=check/qemu", f"--include={','.join(packages)}", SUITE, partial],
             check=True,
         )  # fmt: skip
+        for name in ("bin", "lib"):  # what base-files makes of a Debian whose /usr is merged
+            if not (partial / name).exists():
+                (partial / name).symlink_to(f"usr/{name}")
         partial.rename(folder)
     return str(folder)
 
