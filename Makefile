@@ -12,7 +12,7 @@ CORE   := $(shell find csrc -type f 2>/dev/null)
 help:
 	@echo "make demo    set up, convert the bundled model, quantise, serve, ask, stop"
 	@echo "make test    set up and run the tests"
-	@echo "make test-riscv  the RISC-V kernels under an emulator (see tests/riscv/test_kernels.py)"
+	@echo "make test-riscv  all RISC-V kernels, and a wheel on a Debian of riscv64, under an emulator"
 	@echo "make peers   files and texts against llama.cpp's programs (see tests/peers/peer.py)"
 	@echo "make check   lint + test"
 	@echo "make lint    ruff, mypy, import contract, clang-format"
@@ -38,13 +38,16 @@ $(STAMP): $(BIN)/python pyproject.toml CMakeLists.txt $(CORE)
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py
 
+# With an emulator installed, a few RISC-V kernels are tested too.
 test: $(STAMP)
+	@$(BIN)/python tools/riscv_lab.py --fast
 	@$(BIN)/python -m pytest
 
 peers: $(STAMP)
 	@$(BIN)/python -m pytest -s tests/peers
 
 test-riscv: $(STAMP)
+	@$(BIN)/python tools/riscv_lab.py
 	@$(BIN)/python -m pytest tests/riscv
 
 lint: $(STAMP)

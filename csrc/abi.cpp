@@ -55,7 +55,8 @@ int core_read_bandwidth(CoreTeam* team, const void* data, uint64_t size, int32_t
             }
           }
         });
-        for (const Simd::F& part : sum) sums[thread * 16] += Simd::reduce_add(part);
+        // By index: GCC cannot bind a reference to an array of vectors of fixed length.
+        for (int k = 0; k < 4; ++k) sums[thread * 16] += Simd::reduce_add(sum[k]);
       });
       const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
       const double rate = static_cast<double>(chunks * kChunk) / elapsed.count();

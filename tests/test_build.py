@@ -16,7 +16,7 @@ import pytest
 
 from rillm.board.build import _left_out, build_wheel, find_source
 from rillm.board.elf import ELFError, read_shared_library
-from rillm.board.toolchains import find_toolchain
+from rillm.board.toolchains import TARGETS, find_toolchain
 from rillm.board.wheel import read_project, write_wheel
 from rillm.board.zig_cxx import UnknownMarchError, translate
 from rillm.errors import RillmError
@@ -61,7 +61,7 @@ def test_a_wheel_records_every_file_and_leaves_out_this_machines_libraries(libra
             .endswith("Tag: py3-none-manylinux_2_27_riscv64\n")
         )
         metadata = archive.read(f"{info}/METADATA").decode()
-        assert "Requires-Dist: tokenizers>=0.20\n" in metadata
+        assert "Requires-Dist: regex>=2024.4\n" in metadata
         assert "Requires-Dist: numpy>=1.26; extra == 'prepare'\n" in metadata
         assert b"rillm = rillm.cli:main" in archive.read(f"{info}/entry_points.txt")
         assert "rillm/data/glm-tiny/model.safetensors" in names
@@ -112,17 +112,17 @@ def test_pip_takes_the_wheel(libraries, tmp_path):
         ("-march=x86-64-v4 -mavx512vnni -O3", ["-O3", "-mcpu=x86_64_v4+avx512vnni"]),
         ("-mamx-int8 -mno-avx2", ["-mcpu=baseline+amx_int8-avx2"]),
         ("-march=armv8.2-a+dotprod+fp16", ["-mcpu=generic+v8_2a+dotprod+fullfp16"]),
-        ("-static-libgcc -Wl,--exclude-libs,ALL -mfoo", ["-Wl,--version-script=map", "-mfoo"]),
+        ("-static-libgcc -Wl,-s -mfoo", ["-Wl,-s", "-mfoo"]),
     ],
 )  # fmt: skip
 def test_gcc_options_in_the_words_of_zig(given, expected):
-    assert translate(given.split(), "map") == expected
+    assert translate(given.split()) == expected
 
 
 @pytest.mark.parametrize("march", ["rv64gc_xtheadvector", "rv64imac", "armv9"])
 def test_what_zig_cannot_build_is_refused(march):
     with pytest.raises(UnknownMarchError, match=march):
-        translate([f"-march={march}"], "map")
+        translate([f"-march={march}"])
 
 
 def test_variants_that_cmake_left_out_are_found_in_its_folded_warnings():
@@ -141,15 +141,15 @@ def test_no_sources_no_build(tmp_path):
     with pytest.raises(RillmError, match="riscv64, aarch64, x86_64"):
         build_wheel("sparc64")
     with pytest.raises(RillmError, match="zig, gcc, clang"):
-        find_toolchain("tcc", "riscv64", tmp_path, tmp_path / "map", print)
+        find_toolchain("tcc", "riscv64", tmp_path, print)
 
 
 def test_a_missing_cross_compiler_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RillmError, match="riscv64-linux-gnu-g"):
-        find_toolchain("gcc", "riscv64", tmp_path, tmp_path / "map", print)
+        find_toolchain("gcc", "riscv64", tmp_path, print)
     with pytest.raises(RillmError, match="no clang"):
-        find_toolchain("clang", "riscv64", tmp_path, tmp_path / "map", print)
+        find_toolchain("clang", "riscv64", tmp_path, print)
 
 
 def test_the_newest_compiler_is_taken(tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_the_newest_compiler_is_taken(tmp_path, monkeypatch):
         path.write_text(f"#!/bin/sh\necho {version}\n")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    tools = find_toolchain("gcc", "riscv64", tmp_path, tmp_path / "map", print)
+    tools = find_toolchain("gcc", "riscv64", tmp_path, print)
     assert tools.version == "GCC 15"
     assert tools.cmake_arguments == (f"-DCMAKE_CXX_COMPILER={tmp_path}/riscv64-linux-gnu-g++-15",)
 
@@ -193,15 +193,18 @@ def test_what_a_library_needs_is_read_from_it(tmp_path):
     reason="compiles for minutes, may download zig: set RILLM_TEST_BUILD=1",
 )
 @pytest.mark.timeout(3000)
-def test_a_riscv64_wheel_by_zig(tmp_path):
-    lines: list[str] = []
-    result = build_wheel("riscv64", variants=["scalar"], out=tmp_path, say=lines.append)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_wheel_by_zig_is_the_same_every_time(target, tmp_path):
+    result = build_wheel(target, variants=["scalar"], out=tmp_path)
     assert result.variants == ("scalar",)
-    assert result.wheel.name.endswith(f"manylinux_2_{result.glibc[1]}_riscv64.whl")
+    assert result.wheel.name.endswith(f"manylinux_2_{result.glibc[1]}_{target}.whl")
     with zipfile.ZipFile(result.wheel) as archive:
         archive.extractall(tmp_path / "x")
     library = read_shared_library(tmp_path / "x/rillm/core/lib/librillm_scalar.so")
-    assert library.machine == "riscv64"
+    assert library.machine == target
     assert library.is_stripped
+    again = build_wheel(target, variants=["scalar"], out=tmp_path / "again")
+    assert again.wheel.read_bytes() == result.wheel.read_bytes()
+
     with pytest.raises(RillmError, match="--variants nonsense"):
-        build_wheel("riscv64", variants=["nonsense"], out=tmp_path)
+        build_wheel(target, variants=["nonsense"], out=tmp_path)

@@ -13,6 +13,7 @@ from vocabularies import (
     CHINESE,
     ENGLISH,
     KEY,
+    all_splits,
     byte_order,
     checked,
     glm_ranks,
@@ -24,7 +25,6 @@ from vocabularies import (
 
 from rillm.prepare.tiktoken_vocab import GLM_SPECIALS, TiktokenVocab, read_ranks, spell
 from rillm.tokenizer import StreamDecoder, Tokenizer, TokenizerError
-from rillm.tokenizer.encoders import all_splits
 
 GLM_TINY = Path(__file__).parents[1] / "src/rillm/data/glm-tiny/tokenizer.model"
 

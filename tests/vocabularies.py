@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import random
 import tempfile
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def byte_order() -> list[bytes]:
     """Single bytes in the order of GPT-2's and GLM's ids: printable ones first."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [bytes([b]) for b in [*printable, *(b for b in range(256) if b not in printable)]]
+
+
+def all_splits(ordered: Iterable[str], known: Collection[str]) -> list[tuple[str, str]]:
+    """Every way to make each of `ordered` from two known tokens: tiktoken's rule as a list."""
+    return [
+        (text[:middle], text[middle:])
+        for text in ordered
+        for middle in range(1, len(text))
+        if text[:middle] in known and text[middle:] in known
+    ]
 
 
 def write_model(path: Path, ranks: list[bytes]) -> Path:

@@ -17,7 +17,6 @@ from rillm.board.toolchains import TARGETS, Say, find_program, find_toolchain
 from rillm.board.wheel import write_wheel
 from rillm.errors import RillmError
 
-_EXPORTS = "{ global: core_*; probe_*; local: *; };\n"
 # What PEP 600 promises of any Linux; everything else has to be inside our libraries.
 _PROMISED = re.compile(r"lib(c|m|dl|rt|pthread)\.so\.\d+|ld-linux[\w-]*\.so\.\d+|linux-vdso\.so\.1")
 _OLDEST_GLIBC = (2, 17)  # the first that PEP 600 has a tag for
@@ -72,9 +71,7 @@ def build_wheel(
     folder = find_source(source)
     with tempfile.TemporaryDirectory(prefix="rillm-build-") as text:
         work = Path(text)
-        exports = work / "exports.map"
-        exports.write_text(_EXPORTS, encoding="utf-8")
-        tools = find_toolchain(toolchain, target, work, exports, say)
+        tools = find_toolchain(toolchain, target, work, say)
         cmake, ninja = find_program("cmake", say), find_program("ninja", say)
         flags = f"-ffile-prefix-map={folder}=rillm -ffile-prefix-map={work}=build"
         configure = [

@@ -118,9 +118,7 @@ def plan(options: DeployOptions) -> list[tuple[str, str]]:
     steps.append(("stop the old server", scripts.stop_process(place)))
     start = scripts.install_unit if options.service else scripts.start_process
     steps.append(("start the server", start(place, command)))
-    steps.append(
-        ("wait for health", scripts.state(place, service=options.service, port=options.port))
-    )
+    steps.append(("wait for health", _state(place, options)))
     steps.append(("print", _url(options)))
     return steps
 
@@ -174,7 +172,8 @@ def _install(place: Place, wheel: Path, digest: str) -> str:
     """Script: the environment, unless this very wheel is installed in it already."""
     target, done = place.path(f"wheels/{wheel.name}"), place.path("installed")
     python = place.path("venv/bin/python")
-    pip = f"{python} -m pip install --quiet --disable-pip-version-check"
+    # A package without a wheel would be compiled for an hour, or fail after a while.
+    pip = f"{python} -m pip install --quiet --disable-pip-version-check --only-binary=:all:"
     return f"""\
 set -e
 if [ "$(cat {done} 2>/dev/null)" != {digest} ]; then
@@ -201,8 +200,12 @@ def _stop(remote: Remote, place: Place) -> None:
     remote.run(scripts.stop_process(place))
 
 
+def _state(place: Place, options: DeployOptions) -> str:
+    return scripts.state(place, service=options.service, listen=options.listen, port=options.port)
+
+
 def _wait(remote: Remote, place: Place, options: DeployOptions) -> None:
-    script = scripts.state(place, service=options.service, port=options.port)
+    script = _state(place, options)
     deadline = time.monotonic() + options.timeout
     while time.monotonic() < deadline:
         answer = remote.run(script).strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ class Report:
     num_threads: int = 0  # recommended
     num_threads_reason: str = ""
     disk: float | None = None  # bytes per second from the model's file
+    disk_free: int = 0  # bytes, where the model is, else in the home folder
     advice: Advice | None = None
     problems: list[Problem] = field(default_factory=list)
 
@@ -110,6 +112,8 @@ def examine(
         quota=None if math.isinf(quota) else quota,
         available=available_memory(),
     )
+    folder = model.absolute().parent if model is not None else Path.home()
+    report.disk_free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     core_error = ""
     try:
         report.features = sorted(cpu_features())

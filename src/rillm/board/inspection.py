@@ -26,6 +26,8 @@ if [ -d /run/systemd/system ]; then echo systemd=yes; else echo systemd=; fi
 """
 
 _OLDEST_PYTHON = (3, 11)
+# The C library that rillm's dependencies ask for on riscv64 (llguidance's wheel does).
+_RISCV_WHEELS_GLIBC = (2, 39)
 _OTHER_DISK = 512 << 20  # the environment with its packages, and room to unpack them
 _WHEEL = re.compile(r"rillm-[^-]+-py3-none-(?:manylinux_(\d+)_(\d+)|linux)_(\w+)\.whl")
 
@@ -114,12 +116,19 @@ def check_board(facts: BoardFacts, *, model_bytes: int, to_copy: int, service: b
             f"the model takes {_gib(model_bytes)} of memory, the board has {_gib(facts.memory)}: "
             "use a smaller quantisation"
         )
+    warnings = []
     if facts.available < model_bytes:
-        return [
+        warnings.append(
             f"the model takes {_gib(model_bytes)} of memory, only {_gib(facts.available)} are "
             "available now: end other programs on the board"
-        ]
-    return []
+        )
+    if facts.machine == "riscv64" and facts.glibc < _RISCV_WHEELS_GLIBC:
+        warnings.append(
+            f"the board has glibc {_text(facts.glibc)}, and some packages are ready-made from "
+            f"{_text(_RISCV_WHEELS_GLIBC)} on: if they cannot be installed, take a newer "
+            "system (Debian 13, Ubuntu 24.04)"
+        )
+    return warnings
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ TimeoutStopSec=60
 [Install]
 WantedBy={wanted_by}
 """
+_MOST_RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -130,19 +131,27 @@ def remove_files(place: Place) -> str:
     return f"rm -rf {files}\nrmdir {shlex.quote(place.folder)} 2>/dev/null || true"
 
 
-def state(place: Place, *, service: bool, port: int) -> str:
-    """Script: prints "ok" (healthy), "loading", or "dead" and the end of its log."""
+def state(place: Place, *, service: bool, listen: str, port: int) -> str:
+    """Script: prints "ok" (healthy), "loading", or "dead" and the end of its log.
+
+    systemd starts a server that ends again and again; after _MOST_RESTARTS it counts as dead.
+    """
     ask = (
         "import sys, urllib.request as u\n"
         "try: u.urlopen(sys.argv[1], timeout=5); print('ok')\n"
         "except Exception: print('loading')"
     )
     if service:
-        alive = f"[ $({place.systemctl} is-active rillm.service) != failed ]"
+        restarts = f"{place.systemctl} show --property=NRestarts --value rillm.service"
+        alive = (
+            f'[ "$({place.systemctl} is-active rillm.service)" != failed ]'
+            f' && [ "$({restarts})" -lt {_MOST_RESTARTS} ]'
+        )
         log = f"journalctl {'-u' if place.is_root else '--user-unit'} rillm.service -n 5 -o cat"
     else:
         alive = f"kill -0 $(cat {place.path('server.pid')}) 2>/dev/null"
         log = f"tail -n 5 {place.path('server.log')}"
-    url = f"http://127.0.0.1:{port}/health"
+    everywhere = listen in ("0.0.0.0", "localhost")
+    url = shlex.quote(f"http://{'127.0.0.1' if everywhere else listen}:{port}/health")
     python = place.path("venv/bin/python")
     return f"if {alive}; then {python} -c {shlex.quote(ask)} {url}; else echo dead; {log}; fi"

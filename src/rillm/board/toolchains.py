@@ -18,9 +18,6 @@ from rillm.errors import RillmError
 
 TARGETS = ("riscv64", "aarch64", "x86_64")
 TOOLCHAINS = ("zig", "gcc", "clang")
-# The C library that zig links against: older than any distribution that has Python 3.11. What a
-# wheel really needs is read from its libraries afterwards.
-ZIG_GLIBC = "2.28"
 
 Say = Callable[[str], None]
 
@@ -34,14 +31,14 @@ class Toolchain:
     cmake_arguments: tuple[str, ...]
 
 
-def find_toolchain(name: str, target: str, work: Path, exports: Path, say: Say) -> Toolchain:
+def find_toolchain(name: str, target: str, work: Path, say: Say) -> Toolchain:
     """The toolchain `name` for `target`.
 
-    work: folder for the scripts that it needs. exports: linker version script. say: gets a line
-    before something is downloaded. Errors: RillmError saying what to install.
+    work: folder for the scripts that it needs. say: gets a line before something is downloaded.
+    Errors: RillmError saying what to install.
     """
     if name == "zig":
-        return _zig(target, work, exports, say)
+        return _zig(target, work, say)
     if name == "gcc":
         return _gcc(target)
     if name == "clang":
@@ -62,20 +59,24 @@ def find_program(name: str, say: Say) -> str:
     return str(own)
 
 
-def _zig(target: str, work: Path, exports: Path, say: Say) -> Toolchain:
-    zig = _find_zig(say)
+def _zig(target: str, work: Path, say: Say) -> Toolchain:
+    zig = find_zig(say)
     version = _output([zig, "version"])
     if not version:
         raise RillmError(f"{zig}: does not run; reinstall it with pip install --upgrade ziglang")
-    triple = f"{target}-linux-gnu.{ZIG_GLIBC}"
     compiler = _script(
-        work / "zig-c++", [sys.executable, zig_cxx.__file__, zig, triple, str(exports)]
-    )
+        work / "zig-c++",
+        [
+            "env", f"RILLM_ZIG={shlex.quote(zig)}",
+            f"RILLM_ZIG_TARGET={target}-linux-gnu.{zig_cxx.GLIBC}",
+            sys.executable, zig_cxx.__file__,
+        ],
+    )  # fmt: skip
     archiver = _script(work / "zig-ar", [zig, "ar"])
     ranlib = _script(work / "zig-ranlib", [zig, "ranlib"])
     return Toolchain(
         "zig",
-        f"zig {version}, glibc {ZIG_GLIBC}",
+        f"zig {version}, glibc {zig_cxx.GLIBC}",
         (
             f"-DCMAKE_CXX_COMPILER={compiler}",
             f"-DCMAKE_AR={archiver}",
@@ -86,7 +87,8 @@ def _zig(target: str, work: Path, exports: Path, say: Say) -> Toolchain:
     )
 
 
-def _find_zig(say: Say) -> str:
+def find_zig(say: Say) -> str:
+    """Path of zig: this environment's package, else installed from PyPI. Errors: RillmError."""
     spec = importlib.util.find_spec("ziglang")
     if spec is not None and spec.submodule_search_locations:
         program = Path(spec.submodule_search_locations[0]) / "zig"

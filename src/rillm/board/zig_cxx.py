@@ -1,17 +1,23 @@
+#!/usr/bin/env python3
 """The C++ compiler that the zig package carries, behind GCC's command line.
 
-`zig c++` names instruction sets its own way (-mcpu=baseline_rv64+v for -march=rv64gcv) and knows
-no --exclude-libs. A script that `rillm build` writes runs this file, by path, with nothing but the
-standard library: zig_cxx.py ZIG TARGET EXPORTS ARGUMENTS...
+`zig c++` names instruction sets its own way (-mcpu=baseline_rv64+v for -march=rv64gcv). CMake runs
+this file, by path, with nothing but the standard library. Environment:
+
+    RILLM_ZIG         the zig program [default: python3 -m ziglang]
+    RILLM_ZIG_TARGET  [default: riscv64-linux-gnu with the oldest glibc of a Python 3.11]
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 
+# Older than any distribution that has Python 3.11. What a library really needs is read from it.
+GLIBC = "2.28"
 # GCC's name -> zig's (LLVM's), where they differ.
 _ARM_FEATURES = {"fp16": "fullfp16", "simd": "neon", "fp": "fp_armv8"}
 _X86_FEATURE = re.compile(r"-m(no-)?(avx|amx|sse|f16c|fma|bmi|vaes|gfni|prefetch)[\w.-]*")
@@ -23,8 +29,8 @@ class UnknownMarchError(Exception):
     """A -march that zig's compiler cannot build."""
 
 
-def translate(arguments: Sequence[str], exports: str) -> list[str]:
-    """GCC's arguments as zig's. exports: file of the symbols to export, a linker version script."""
+def translate(arguments: Sequence[str]) -> list[str]:
+    """GCC's arguments as zig's. Errors: UnknownMarchError."""
     result: list[str] = []
     cpu, features = "", list[str]()
     vector_bits = ""
@@ -35,14 +41,10 @@ def translate(arguments: Sequence[str], exports: str) -> list[str]:
             cpu, features = _cpu(argument.removeprefix("-march="))
         elif argument.startswith("-mrvv-vector-bits="):
             vector_bits = argument.partition("=")[2]
-        elif re.fullmatch(
-            r"-m(no-)?(avx|amx|sse|f16c|fma|bmi|vaes|gfni|prefetch)[\w.-]*", argument
-        ):
+        elif _X86_FEATURE.fullmatch(argument):
             name = argument.removeprefix("-m")
             sign = "-" if name.startswith("no-") else "+"
             features.append(sign + name.removeprefix("no-").replace("-", "_"))
-        elif argument == "-Wl,--exclude-libs,ALL":
-            result.append(f"-Wl,--version-script={exports}")
         else:
             result.append(argument)
     if cpu or features:
@@ -86,12 +88,13 @@ def _vector_bits(wanted: str, features: Sequence[str]) -> str:
 
 def main() -> None:
     """Becomes the compiler."""
-    zig, target, exports, *arguments = sys.argv[1:]
+    zig = shlex.split(os.environ.get("RILLM_ZIG", "python3 -m ziglang"))
+    target = os.environ.get("RILLM_ZIG_TARGET", f"riscv64-linux-gnu.{GLIBC}")
     try:
-        translated = translate(arguments, exports)
+        translated = translate(sys.argv[1:])
     except UnknownMarchError as error:
         sys.exit(f"error: {error}")
-    os.execv(zig, [zig, "c++", "-target", target, *translated])
+    os.execvp(zig[0], [*zig, "c++", "-target", target, *translated])
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
             f"{row.num_threads}: {row.bytes_per_second / 1e9:.1f}" for row in report.bandwidth
         )
         rows.append(("bandwidth", f"GB/s read by threads: {', '.join(speeds)}"))
-    if report.disk is not None:
-        rows.append(("disk", f"{report.disk / 1e6:.0f} MB/s from the model's file"))
+    speed = "" if report.disk is None else f", {report.disk / 1e6:.0f} MB/s from the model's file"
+    rows.append(("disk", f"{human_bytes(report.disk_free)} free{speed}"))
     rows.append(("threads", f"-t {report.num_threads}: {report.num_threads_reason}"))
     if (advice := report.advice) is not None:
         size = advice.model

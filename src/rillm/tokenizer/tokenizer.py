@@ -6,21 +6,13 @@ import codecs
 import re
 from collections.abc import Iterable, Mapping
 
-from rillm.tokenizer.encoders import build_encoder
+from rillm.tokenizer.encoders import SPACE, build_encoder, byte_alphabet
 from rillm.tokenizer.vocabulary import TokenizerError, TokenType, Vocabulary
 
-_SPACE = "\u2581"  # SentencePiece writes a space so
 _WORD = re.compile(r"\w+", re.ASCII)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of a byte as a character: printable Latin-1 as itself, the rest from 256."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF_CHAR = _byte_alphabet()
+_BYTE_OF_CHAR = {char: byte for byte, char in byte_alphabet().items()}
 
 
 class Tokenizer:
@@ -77,11 +69,7 @@ class Tokenizer:
         if not text.isascii():
             # A lone surrogate (JSON can spell one) has no UTF-8; it becomes U+FFFD.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if self._vocabulary.model == "llama":
-            prefix = _SPACE if self._vocabulary.add_space_prefix else ""
-            text = prefix + text.replace(" ", _SPACE)
-        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._encoder.encode(text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD.
@@ -110,7 +98,7 @@ class Tokenizer:
         if self._vocabulary.model == "llama":
             if kind == TokenType.BYTE:
                 return bytes([int(text[3:5], 16)])
-            return text.replace(_SPACE, " ").encode("utf-8", "replace")
+            return text.replace(SPACE, " ").encode("utf-8", "replace")
         try:
             return bytes([_BYTE_OF_CHAR[char] for char in text])
         except KeyError:  # not spelled in the byte alphabet: a converter kept the plain text

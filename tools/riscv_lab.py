@@ -1,0 +1,155 @@
+"""Sets up what the RISC-V tests need without a board, once, in build/riscv.
+
+    python tools/riscv_lab.py           an emulator, a Debian root with Python, all kernels
+    python tools/riscv_lab.py --fast    with the emulator and C library that are installed, if any:
+                                        two vector lengths, and a message where there is no emulator
+
+Needs a Debian with mmdebstrap (as root it is installed here); the compiler is zig, from PyPI. What
+the tests then use is written to build/riscv/lab.json; RILLM_QEMU and RILLM_RISCV_ROOT name an
+emulator and a root of your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rillm.board.build import build_wheel
+from rillm.board.toolchains import find_zig
+
+SOURCE = Path(__file__).resolve().parents[1]
+LAB = SOURCE / "build/riscv"
+CROSS_LIBC = Path("/usr/riscv64-linux-gnu")  # Debian's libc6-riscv64-cross
+FAST = ("scalar", "riscv_rvv128", "riscv_rvv256")  # what QEMU 7.2 (Debian 12) can run
+SUITE = "trixie"
+HALF_PRECISION = (8, 0)  # QEMU before it has no Zvfh
+EMULATORS = ("qemu-riscv64", "qemu-riscv64-static")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--fast", action="store_true")
+    fast = parser.parse_args().fast
+    LAB.mkdir(parents=True, exist_ok=True)
+    qemu, root = installed_emulator(), os.environ.get("RILLM_RISCV_ROOT", "")
+    if fast:
+        root = root or (str(CROSS_LIBC) if CROSS_LIBC.is_dir() else "")
+        if not qemu or not root:
+            say("no RISC-V tests: apt-get install qemu-user-static libc6-riscv64-cross")
+            (LAB / "lab.json").unlink(missing_ok=True)
+            return 0
+    else:
+        if not qemu or version_of(qemu) < HALF_PRECISION:
+            qemu = extracted(LAB / "emulator", "amd64", ["qemu-user"]) + "/usr/bin/qemu-riscv64"
+        root = root or extracted(
+            LAB / "root", "riscv64", ["python3", "python3-pip", "libopenblas0"]
+        )
+    wheel = built_wheel(FAST if fast else ())
+    kernels = kernels_of(wheel)
+    facts = {"qemu": qemu, "root": root, "kernels": str(kernels), "wheel": str(wheel)}
+    (LAB / "lab.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def installed_emulator() -> str:
+    """RILLM_QEMU, else the newest on the PATH; empty if there is none."""
+    if named := os.environ.get("RILLM_QEMU"):
+        return named
+    return max(filter(None, map(shutil.which, EMULATORS)), key=version_of, default="")
+
+
+def version_of(qemu: str) -> tuple[int, int]:
+    shown = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"version (\d+)\.(\d+)", shown)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def extracted(folder: Path, architecture: str, packages: list[str]) -> str:
+    """A folder with the packages' files and those that they depend on; nothing in it has run."""
+    if not folder.is_dir():
+        if shutil.which("mmdebstrap") is None:
+            install_mmdebstrap()
+        say(f"fetching {', '.join(packages)} ({architecture}) of Debian {SUITE} into {folder}")
+        partial = folder.with_name(folder.name + ".partial")
+        subprocess.run(["rm", "-rf", partial], check=True)
+        subprocess.run(
+            ["mmdebstrap", "--quiet", "--variant=extract", f"--architectures={architecture}",
+             "--skip=check/qemu", f"--include={','.join(packages)}", SUITE, partial],
+            check=True,
+        )  # fmt: skip
+        for name in ("bin", "lib"):  # what base-files makes of a Debian whose /usr is merged
+            if not (partial / name).exists():
+                (partial / name).symlink_to(f"usr/{name}")
+        partial.rename(folder)
+    return str(folder)
+
+
+def install_mmdebstrap() -> None:
+    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "mmdebstrap"]
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        sys.exit(f"mmdebstrap is missing: sudo {' '.join(command)}")
+    subprocess.run(["apt-get", "update", "-qq"], check=True)
+    subprocess.run(command, check=True)
+
+
+def built_wheel(variants: tuple[str, ...]) -> Path:
+    """A wheel for riscv64 made of this very source; empty `variants` are all."""
+    digest = hashlib.sha256(" ".join(variants).encode())
+    for path in sources():
+        digest.update(path.relative_to(SOURCE).as_posix().encode() + path.read_bytes())
+    folder = LAB / ("fast" if variants else "all")
+    mark = folder / "source.sha256"
+    if not mark.is_file() or mark.read_text() != digest.hexdigest():
+        shutil.rmtree(folder, ignore_errors=True)
+        build_wheel("riscv64", variants=variants, out=folder, source=SOURCE, say=say)
+        mark.write_text(digest.hexdigest())
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def sources() -> Iterator[Path]:
+    yield from (SOURCE / "CMakeLists.txt", SOURCE / "pyproject.toml", SOURCE / "README.md")
+    for folder in ("csrc", "src/rillm"):
+        for path in sorted((SOURCE / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and path.parent.name != "lib":
+                yield path
+
+
+def kernels_of(wheel: Path) -> Path:
+    """The wheel's libraries, and beside them the test driver."""
+    folder = wheel.parent / "kernels"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith("rillm/core/lib/"):
+                (folder / Path(name).name).write_bytes(archive.read(name))
+    driver = SOURCE / "tests/native/kernels.cpp"
+    if (folder / "kernels").is_file() and driver.stat().st_mtime < (
+        folder / "kernels"
+    ).stat().st_mtime:
+        return folder
+    compiler = [sys.executable, SOURCE / "src/rillm/board/zig_cxx.py"]
+    subprocess.run(
+        [*compiler, "-std=c++20", "-O2", "-I", SOURCE / "csrc", driver, "-o", folder / "kernels"],
+        check=True, env=os.environ | {"RILLM_ZIG": find_zig(say)},
+    )  # fmt: skip
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
