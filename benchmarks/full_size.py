@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=CONFIG["num_layers"])
     arguments = parser.parse_args()
     config = CONFIG | dict.fromkeys(("num_layers", "num_hidden_layers"), arguments.layers)
-    checkpoint = arguments.folder / "glm-4-9b-chat"
+    checkpoint, commit = arguments.folder / "glm-4-9b-chat", git_commit()
     if checkpoint.exists():
         parser.error(f"{checkpoint} is there already")
     try:
@@ -265,7 +265,7 @@ def main() -> None:
             listing = tensors_of(out)
             row: dict[str, Any] = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "commit": git_commit(), "cpu": cpu_name(), "threads": len(allowed_cpus()),
+                "commit": commit, "cpu": cpu_name(), "threads": len(allowed_cpus()),
                 "layers": arguments.layers, "type": type_name, **usage,
                 "checkpoint_bytes": weights, "file_bytes": out.stat().st_size,
                 "tensors": len(listing),

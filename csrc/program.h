@@ -43,6 +43,7 @@ struct CoreProgram {
   void run_linear(const CoreOp& op, const CoreBatch& batch, int thread);
   void run_rope(const CoreOp& op, const CoreBatch& batch, int thread);
   int64_t num_rows(const Buffer& buffer, const CoreBatch& batch) const {
+    if (buffer.shape.rows == CORE_ROWS_ONE) return 1;
     return buffer.shape.rows == CORE_ROWS_TOKENS ? batch.num_tokens : batch.num_logits;
   }
   uint8_t* row(int32_t id, int64_t index) const {

@@ -29,6 +29,7 @@ COMMANDS = {
     "prepare": "Fetch, convert and quantise a model in one go.",
     "convert": "Make a GGUF file from a Hugging Face checkpoint.",
     "quantize": "Make a GGUF file smaller.",
+    "imatrix": "Measure on a text which weights matter, for quantize --imatrix.",
     "inspect": "Show what is in a GGUF file.",
     "perplexity": "Measure how well a model predicts a text, and how far it is from another.",
     "bench": "Measure prefill and decode speed on this machine.",

@@ -16,7 +16,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from rillm.gguf import GGMLType, GGUFReader, GGUFWriter, TensorInfo, WriterValue
+from rillm.gguf import (
+    GGMLType,
+    GGUFReader,
+    GGUFWriter,
+    TensorInfo,
+    Typed,
+    ValueType,
+    WriterValue,
+)
 from rillm.prepare.errors import PrepareError
 
 Floats = NDArray[np.float32]
@@ -98,7 +106,7 @@ def write_imatrix(
     """Write the file that llama-quantize --imatrix reads; arguments as in ImportanceMatrix."""
     metadata: dict[str, WriterValue] = {
         "general.type": "imatrix",
-        "imatrix.datasets": list(datasets),
+        "imatrix.datasets": Typed(ValueType.STRING, list(datasets)),
         "imatrix.chunk_count": num_chunks,
         "imatrix.chunk_size": chunk_size,
     }
