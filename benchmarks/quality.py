@@ -106,18 +106,23 @@ class LlamaCpp:
         """Measures a file against them."""
         base = ("--kl-divergence-base", logits, "--kl-divergence")
         said = self._perplexity(path, text, chunks, *base)
+        # The row of the last chunk: what follows it is at times cut short.
+        found = re.search(rf"^\s*{chunks}\s+{' +'.join([_ESTIMATE] * 5)}", said, re.MULTILINE)
+        if found is None:
+            raise SystemExit(f"no row of chunk {chunks} in:\n{said[-3000:]}")
+        values = [float(text) for text in found.groups()]
         return {
-            "ppl": number(r"Mean PPL\(Q\)\s*:\s*([\d.]+)", said),
-            "kl": number(r"Mean\s+KLD:\s*(-?[\d.]+)", said),
-            "kl_error": number(r"Mean\s+KLD:\s*-?[\d.]+ ±\s*([\d.]+)", said),
-            "same_top": number(r"Same top p:\s*([\d.]+)", said) / 100,
-        }
+            "ppl": values[0], "kl": values[4], "kl_error": values[5], "same_top": values[8] / 100,
+        }  # fmt: skip
 
     def _perplexity(self, path: Path, text: Path, chunks: int, *arguments: object) -> str:
         return self.run(
             "perplexity", "-m", path, "-f", text, "-c", CONTEXT, "--chunks", chunks, "-t",
             self._threads, *arguments,
         )  # fmt: skip
+
+
+_ESTIMATE = r"(-?[\d.]+) ± +(-?[\d.]+)(?: %)?"
 
 
 def number(pattern: str, text: str) -> float:

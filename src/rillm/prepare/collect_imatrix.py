@@ -75,6 +75,8 @@ def collect(
     out = Path(out)
     if not out.absolute().parent.is_dir():
         raise PrepareError(f"{out.parent}: no such folder; make it or give another output path")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise PrepareError(f"{out.parent}: cannot be written to; give another output path")
     core = load_core()
     with ExitStack() as stack:
         reader = stack.enter_context(GGUFReader(model))
@@ -103,7 +105,8 @@ def collect(
         try:
             saved = time.monotonic()
             for number in range(done, len(chunks)):
-                _add(loaded, _run(loaded, chunks[number], size, process_output), sums)
+                steps = _run(loaded, chunks[number], size, process_output)
+                _add(loaded, steps, sums, reader.path)
                 done = number + 1
                 if report is not None:
                     report(done, len(chunks))
@@ -152,13 +155,13 @@ def _run(
         yield np.asarray(model.sums())
 
 
-def _add(model: LoadedModel, steps: Iterator[NDArray[np.float32]], sums: Sums) -> None:
+def _add(model: LoadedModel, steps: Iterator[NDArray[np.float32]], sums: Sums, where: str) -> None:
     """Adds a chunk's sums, all or (where a value is not finite, or Ctrl-C comes) none of them."""
     total = sum(step.astype(np.float64) for step in steps)
     assert isinstance(total, np.ndarray)
     if not np.isfinite(total).all():
         name = next(n for n, place in model.observed.items() if not np.isfinite(total[place]).all())
-        raise PrepareError(f"the input of {name} holds NaN or infinity: the file is damaged")
+        raise PrepareError(f"{where}: the input of {name} holds NaN or infinity: it is damaged")
     for name, place in model.observed.items():
         sums[name] = sums.get(name, 0.0) + total[place]
 

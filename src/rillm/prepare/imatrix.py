@@ -41,6 +41,17 @@ class ImportanceMatrix:
     num_chunks: int
     chunk_size: int  # tokens
 
+    def origin(self, path: str | os.PathLike[str]) -> dict[str, WriterValue]:
+        """The keys by which a file that was quantised with this says so, as llama-quantize's."""
+        keys: dict[str, WriterValue] = {
+            "quantize.imatrix.file": os.path.basename(path),
+            "quantize.imatrix.entries_count": len(self.sums),
+            "quantize.imatrix.chunks_count": self.num_chunks,
+        }
+        if self.datasets:
+            keys["quantize.imatrix.dataset"] = self.datasets[0]
+        return keys
+
     def importance(self) -> dict[str, Floats]:
         """tensor name -> mean square of each column's input, [matrices * cols], for `quantize`.
 
