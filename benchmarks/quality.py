@@ -77,7 +77,7 @@ class Model:
         return "\n".join(topics[name] for name in sorted(topics))
 
 
-MODELS = {model.name: model for model in (Model("glm-tiny", 40), Model("smollm2", 4))}
+MODELS = {model.name: model for model in (Model("glm-tiny", 40), Model("smollm2", 3))}
 
 
 class LlamaCpp:

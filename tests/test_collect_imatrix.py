@@ -153,7 +153,7 @@ def test_an_interrupted_run_goes_on(model, tmp_path):
     assert result.num_resumed == 4
     assert list(tmp_path.iterdir()) == [out]
     collect(model, TEXT, tmp_path / "whole.gguf", **kind)
-    close(means(out), means(tmp_path / "whole.gguf"), rtol=1e-6)
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     # A part that was damaged is not gone on from.
     with pytest.raises(StopError):
         collect(model, TEXT, out, report=stop_after(2), **kind)

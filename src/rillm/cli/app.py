@@ -141,6 +141,12 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _print_error(f"{arguments[0]} needs {error.name}: pip install 'rillm[prepare]'")
         return 1
+    except MemoryError as error:
+        _print_error(
+            f"not enough memory ({error or 'allocation failed'}); take a smaller --ctx-size or "
+            "type, or close other programs: `rillm inspect MODEL` says what a model needs"
+        )
+        return 1
     except (RillmError, OSError) as error:
         _print_error(str(error))
         return 1

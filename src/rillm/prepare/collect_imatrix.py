@@ -36,7 +36,8 @@ _BLOCK = 16
 _BATCH_TOKENS = 512
 _HEADS = ("output.weight", "token_embd.weight")  # a tied head goes by the embedding's name
 
-Sums = dict[str, NDArray[np.float64]]
+# float32, as in the file: a run that goes on from one gives the bits of an uninterrupted one.
+Sums = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def collect(
             raise
         names = _file_names(loaded, reader)
     tokens = len(chunks) * context
-    totals = {names[name]: values.astype(np.float32) for name, values in sums.items()}
+    totals = {names[name]: values for name, values in sums.items()}
     counts = dict.fromkeys(totals, np.array([tokens], np.float32))
     datasets, num_chunks = [dataset] if dataset else [], len(chunks)
     if add_to is not None:
@@ -163,7 +164,8 @@ def _add(model: LoadedModel, steps: Iterator[NDArray[np.float32]], sums: Sums, w
         name = next(n for n, place in model.observed.items() if not np.isfinite(total[place]).all())
         raise PrepareError(f"{where}: the input of {name} holds NaN or infinity: it is damaged")
     for name, place in model.observed.items():
-        sums[name] = sums.get(name, 0.0) + total[place]
+        chunk = total[place].astype(np.float32)
+        sums[name] = sums[name] + chunk if name in sums else chunk
 
 
 def _file_names(model: LoadedModel, reader: GGUFReader) -> dict[str, str]:
@@ -210,15 +212,14 @@ class _Part:
             matrix = read_imatrix(self.path)
         except (PrepareError, GGUFError):
             return {}, 0
-        sums = {name: values[0].astype(np.float64) for name, values in matrix.sums.items()}
-        return sums, matrix.num_chunks
+        return {name: values[0] for name, values in matrix.sums.items()}, matrix.num_chunks
 
     def write(self, sums: Sums, num_chunks: int) -> None:
         """Replaces the part."""
         count = np.array([num_chunks * self._context], np.float32)
         write_imatrix(
             self.path,
-            {name: values.astype(np.float32) for name, values in sums.items()},
+            sums,
             dict.fromkeys(sums, count),
             datasets=[self._dataset],
             num_chunks=num_chunks,
