@@ -218,7 +218,7 @@ def tensors_of_llama_quantize(command: str, model: Path, type_name: str) -> List
 
 _LINE = re.compile(
     r"\[\s*\d+/\s*\d+\]\s+(\S+)\s+-\s+\[\s*([\d, ]+)\],\s+type =\s+(\S+),"
-    r"\s+(?:size =\s+([\d.]+) MiB|([\d.]+) MiB ->\s+([\d.]+) MiB \((\S+)\))"
+    r"\s+size =\s+[\d.]+ MiB(?:\s+->\s+[\d.]+ MiB \((\S+)\))?"
 )
 
 
@@ -229,7 +229,7 @@ def parse_dry_run(text: str) -> Listing:
         dims = [int(number) for number in match[2].split(",")]
         while len(dims) > 1 and dims[-1] == 1:
             dims.pop()
-        found[match[1]] = (tuple(reversed(dims)), (match[7] or match[3]).upper())
+        found[match[1]] = (tuple(reversed(dims)), (match[4] or match[3]).upper())
     return found
 
 
