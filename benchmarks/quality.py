@@ -99,38 +99,35 @@ class LlamaCpp:
 
     def save_logits(self, path: Path, text: Path, logits: Path, chunks: int) -> Row:
         """Measures the f32 file and writes its log probabilities."""
-        said = self._perplexity(path, text, chunks, "--kl-divergence-base", logits)
-        return {"ppl": number(r"Final estimate: PPL = ([\d.]+)", said)}
+        pattern = r"Final estimate: PPL = ([\d.]+)"
+        base = ("--kl-divergence-base", logits)
+        return {"ppl": float(self._perplexity(path, text, chunks, pattern, *base)[1])}
 
     def measure(self, path: Path, text: Path, logits: Path, chunks: int) -> Row:
         """Measures a file against them."""
         base = ("--kl-divergence-base", logits, "--kl-divergence")
-        said = self._perplexity(path, text, chunks, *base)
-        # The row of the last chunk: what follows it is at times cut short.
-        found = re.search(rf"^\s*{chunks}\s+{' +'.join([_ESTIMATE] * 5)}", said, re.MULTILINE)
-        if found is None:
-            raise SystemExit(f"no row of chunk {chunks} in:\n{said[-3000:]}")
+        row = rf"^\s*{chunks}\s+{' +'.join([_ESTIMATE] * 5)}"  # of the last chunk
+        found = self._perplexity(path, text, chunks, row, *base)
         values = [float(text) for text in found.groups()]
         return {
             "ppl": values[0], "kl": values[4], "kl_error": values[5], "same_top": values[8] / 100,
         }  # fmt: skip
 
-    def _perplexity(self, path: Path, text: Path, chunks: int, *arguments: object) -> str:
-        return self.run(
-            "perplexity", "-m", path, "-f", text, "-c", CONTEXT, "--chunks", chunks, "-t",
-            self._threads, *arguments,
-        )  # fmt: skip
+    def _perplexity(
+        self, path: Path, text: Path, chunks: int, pattern: str, *arguments: object
+    ) -> re.Match[str]:
+        """What it reports. On a busy machine it exits at times before all of that is written."""
+        for _ in range(6):
+            said = self.run(
+                "perplexity", "-m", path, "-f", text, "-c", CONTEXT, "--chunks", chunks, "-t",
+                self._threads, *arguments,
+            )  # fmt: skip
+            if found := re.search(pattern, said, re.MULTILINE):
+                return found
+        raise SystemExit(f"no {pattern} in:\n{said[-3000:]}")
 
 
 _ESTIMATE = r"(-?[\d.]+) ± +(-?[\d.]+)(?: %)?"
-
-
-def number(pattern: str, text: str) -> float:
-    """The number that a program reported."""
-    found = re.search(pattern, text)
-    if found is None:
-        raise SystemExit(f"no {pattern} in:\n{text[-3000:]}")
-    return float(found[1])
 
 
 def ours(result: PerplexityResult) -> Row:
