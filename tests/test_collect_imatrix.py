@@ -192,6 +192,13 @@ def test_the_command(tmp_path):
     )
     quantize(tiny, tmp_path / "plain.gguf", "Q2_K")
     assert (tmp_path / "w.gguf").read_bytes() != (tmp_path / "plain.gguf").read_bytes()
+    options = ["-m", tiny, "-f", text, "-c", 128, "--chunks", 2, "-o", "o.gguf"]
+    assert rillm("imatrix", *options, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "o.gguf").read_bytes() == path.read_bytes()
+    for arguments in ([tiny], ["-m", tiny, tiny, text], [], ["-f", text]):
+        wrong = rillm("imatrix", *arguments)
+        assert wrong.returncode == 2
+        assert "give MODEL and TEXT, or -m MODEL and -f TEXT" in wrong.stderr
     text.write_bytes(b"\xff\xfe")
     wrong = rillm("imatrix", tiny, text)
     assert (wrong.returncode, wrong.stdout) == (1, "")

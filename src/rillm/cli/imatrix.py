@@ -2,7 +2,7 @@
 
 An importance matrix, in the file that llama.cpp reads and writes. Take the f16 or bf16 model (a
 Q8_0 one does nearly as well) and a text of the kind that the model will be used for, in its
-languages; 50 to 200 chunks are enough. Interrupted, the same command goes on.
+languages. Interrupted, the same command goes on.
 
 \b
 Examples:
@@ -21,12 +21,11 @@ import typer
 
 from rillm.cli import options
 from rillm.cli.console import stage_bars, stderr, stdout
-from rillm.errors import RillmError
 
 
 def imatrix(
-    model: Annotated[Path, typer.Argument(help="GGUF file in f32, f16, bf16 or Q8_0.")],
-    text: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Text, UTF-8.")],
+    model: options.ModelArgument = None,
+    text: options.TextArgument = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", "--output-file",
@@ -49,16 +48,16 @@ def imatrix(
         typer.Option("--in-file", exists=True, dir_okay=False,
                      help="Add to this importance matrix, of the same model on another text."),
     ] = None,
+    model_option: options.ModelOption = None,
+    text_option: options.TextOption = None,
     threads: options.Threads = None,
 ) -> None:  # fmt: skip
     """Measures and says what was written."""
     from rillm.prepare.collect_imatrix import collect
     from rillm.prepare.imatrix import read_imatrix
 
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RillmError(f"{text}: is not UTF-8 text ({error.reason} at {error.start})") from None
+    model, text, content = options.model_and_text((model, text), model_option, text_option)
+    name = model.name
     path = output or model.with_suffix(".imatrix.gguf")
     done = resumed = total = 0
     with stage_bars() as show:
@@ -83,7 +82,7 @@ def imatrix(
                 parse_special=parse_special,
                 add_to=None if in_file is None else read_imatrix(in_file),
                 num_threads=threads,
-                progress=lambda *at: show(f"loading {model.name}", "loading", *at),
+                progress=lambda *at: show(f"loading {name}", "loading", *at),
                 report=report,
             )
         except KeyboardInterrupt:
