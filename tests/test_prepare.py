@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import sys
 from math import prod
 from pathlib import Path
@@ -258,6 +259,34 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     refused("attn_q.weight holds NaN or infinity")
     change_config(folder, architectures=["Other"])
     refused("architecture 'Other' is not supported")
+
+
+@pytest.mark.parametrize("what", ["convert", "quantize", "prepare", "imatrix"])
+def test_a_disk_that_fills_up_on_the_way(what, tmp_path, capsys):
+    """A limit on the size of files makes the kernel refuse to write on, as a full disk does."""
+    folder = fresh(tmp_path, "glm_9b", "chatglm")
+    f16, text, out = tmp_path / "f16.gguf", tmp_path / "text.txt", tmp_path / "out"
+    convert(folder, f16, num_threads=1)
+    text.write_text("The sun is out. " * 100, encoding="utf-8")
+    out.mkdir()
+    (out / "x.gguf").write_bytes(b"the previous file")
+    arguments = {
+        "convert": [folder, out / "x.gguf"],
+        "quantize": [f16, out / "x.gguf", "Q4_K_M"],
+        "prepare": [folder, "--out", out / "x.gguf"],
+        "imatrix": [f16, text, "-c", "64", "--chunks", "1", "-o", out / "x.gguf"],
+    }[what]
+    limit = 4000 if what == "imatrix" else 100_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        assert rillm([what, *map(str, arguments)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == f"error: {out}/x.gguf: cannot write: File too large\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        "x.gguf": b"the previous file"
+    }
 
 
 def test_with_an_importance_matrix(tmp_path):
