@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CORE   := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help demo test test-riscv peers lint check bench format clean
+.PHONY: help demo test test-riscv peers lint check bench full-size format clean
 
 help:
 	@echo "make demo    set up, convert the bundled model, quantise, serve, ask, stop"
@@ -17,6 +17,7 @@ help:
 	@echo "make check   lint + test"
 	@echo "make lint    ruff, mypy, import contract, clang-format"
 	@echo "make bench   kernel and model benchmarks on this machine"
+	@echo "make full-size  rillm prepare on a random checkpoint of 9B's size (28 GB of disk)"
 	@echo "make format  rewrite the code in the house style"
 	@echo "make clean   remove everything that make made"
 
@@ -61,6 +62,11 @@ check: lint test
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/matmul.py
+
+# FOLDER: where its 28 GB go; they are deleted at the end.
+FOLDER ?= full-size
+full-size: $(STAMP)
+	@$(BIN)/python benchmarks/full_size.py $(FOLDER)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix src tests tools benchmarks

@@ -91,7 +91,11 @@ enum CoreBufferKind {
   CORE_BUFFER_F32 = 0,  // width floats a row
   CORE_BUFFER_Q8 = 1,   // width 8-bit activations a row, with their scales and sums
 };
-enum CoreRows { CORE_ROWS_TOKENS = 0, CORE_ROWS_LOGITS = 1 };
+enum CoreRows {
+  CORE_ROWS_TOKENS = 0,  // one for each token of the batch
+  CORE_ROWS_LOGITS = 1,  // one for each token whose output is wanted
+  CORE_ROWS_ONE = 2,     // one for the whole batch
+};
 
 typedef struct {
   int32_t kind, rows, width;
@@ -113,6 +117,7 @@ enum CoreOpKind {
   CORE_ADD = 7,         // out0 = in0 + in1
   CORE_QUANTIZE = 8,    // out1 = Q8(in0)
   CORE_GATHER = 9,      // out0 (logits rows) = in0 (token rows) [logits_rows]
+  CORE_SUM_SQUARES = 10,  // out0 (one row) [i0 + c] = sum over the rows of in0[c]^2
 };
 
 typedef struct {

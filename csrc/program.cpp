@@ -18,6 +18,8 @@ constexpr int64_t kTokenBlock = 64;
 static_assert(kTokenBlock % Tile::kMaxTokens == 0);
 // Tiles that a thread keeps in its cache while it goes over the token blocks of a prefill.
 constexpr int64_t kPrefillTiles = 8;
+// Columns that one thread sums the squares of: a multiple of 32, enough for whole cache lines.
+constexpr int64_t kSumColumns = 128;
 
 }  // namespace
 
@@ -40,7 +42,7 @@ CoreProgram::CoreProgram(CoreTeam* team, CoreCache* cache, const CoreProgramConf
 void CoreProgram::allocate() {
   std::vector<uint64_t> sizes(buffers_.size());
   for (const Buffer& buffer : buffers_) {
-    const int64_t rows = buffer.shape.rows == CORE_ROWS_TOKENS ? max_tokens_ : max_logits_;
+    const int64_t rows = max_rows(buffer.shape.rows);
     uint64_t& size = sizes[buffer.shape.slot];
     size = std::max(size, static_cast<uint64_t>(rows * buffer.row_bytes));
   }
@@ -79,7 +81,7 @@ int CoreProgram::add_rows(int32_t buffer, int32_t first, int32_t count, float* s
                      buffers_[buffer].shape.kind == CORE_BUFFER_F32;
   if (!known) return fail(CORE_INVALID, "buffer %d", buffer);
   const CoreBuffer& shape = buffers_[buffer].shape;
-  const int32_t rows = shape.rows == CORE_ROWS_TOKENS ? max_tokens_ : max_logits_;
+  const int32_t rows = max_rows(shape.rows);
   if (first < 0 || count < 0 || first > rows - count) {
     return fail(CORE_INVALID, "rows %d + %d of a buffer of %d", first, count, rows);
   }
@@ -151,6 +153,16 @@ void CoreProgram::run_op(const CoreOp& op, const CoreBatch& batch, int thread) {
                     static_cast<size_t>(width) * sizeof(float));
       });
       break;
+    case CORE_SUM_SQUARES: {
+      const Buffer& in = buffers_[op.in[0]];
+      const int64_t columns = in.shape.width;
+      team.for_chunks(thread, (columns + kSumColumns - 1) / kSumColumns, [&](int64_t chunk) {
+        const int64_t first = chunk * kSumColumns;
+        sum_squares_columns(f32(op.in[0], 0) + first, num_rows(in, batch), columns,
+                            f32(out, 0) + op.i[0] + first, std::min(kSumColumns, columns - first));
+      });
+      break;
+    }
   }
   team.barrier();
 }

@@ -44,7 +44,13 @@ struct CoreProgram {
   void run_linear(const CoreOp& op, const CoreBatch& batch, int thread);
   void run_rope(const CoreOp& op, const CoreBatch& batch, int thread);
   int64_t num_rows(const Buffer& buffer, const CoreBatch& batch) const {
+    if (buffer.shape.rows == CORE_ROWS_ONE) return 1;
     return buffer.shape.rows == CORE_ROWS_TOKENS ? batch.num_tokens : batch.num_logits;
+  }
+  // What a buffer has room for; kind: CoreRows.
+  int32_t max_rows(int32_t kind) const {
+    if (kind == CORE_ROWS_ONE) return 1;
+    return kind == CORE_ROWS_TOKENS ? max_tokens_ : max_logits_;
   }
   uint8_t* row(int32_t id, int64_t index) const {
     return buffers_[id].data + index * buffers_[id].row_bytes;

@@ -20,7 +20,7 @@ int CoreProgram::validate() {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     const CoreBuffer& buffer = buffers_[i].shape;
     const bool known = (buffer.kind == CORE_BUFFER_F32 || buffer.kind == CORE_BUFFER_Q8) &&
-                       (buffer.rows == CORE_ROWS_TOKENS || buffer.rows == CORE_ROWS_LOGITS);
+                       buffer.rows >= CORE_ROWS_TOKENS && buffer.rows <= CORE_ROWS_ONE;
     if (!known || buffer.width < 1 || buffer.width > kMaxWidth || buffer.slot < 0 ||
         buffer.slot >= static_cast<int32_t>(buffers_.size()) ||
         (buffer.kind == CORE_BUFFER_Q8 && buffer.width % 32 != 0)) {
@@ -123,6 +123,11 @@ int CoreProgram::validate_op(const CoreOp& op, int index) const {
     case CORE_GATHER:
       good = f32(op.in[0], in) && f32(op.out[0], in) && rows(op.in[0]) == CORE_ROWS_TOKENS &&
              rows(op.out[0]) == CORE_ROWS_LOGITS;
+      break;
+    case CORE_SUM_SQUARES:
+      good = in % 32 == 0 && f32(op.in[0], in) && f32(op.out[0], out) &&
+             rows(op.out[0]) == CORE_ROWS_ONE && op.in[0] != op.out[0] && op.i[0] >= 0 &&
+             op.i[0] + in <= out;
       break;
     default:
       return fail(CORE_INVALID, "op %d: unknown kind %d", index, op.kind);

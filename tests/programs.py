@@ -182,9 +182,9 @@ class Tiny:
         with contextlib.closing(self.compile(output, len(ids))) as program:
             step = whole_batch(ids, **batch)
             program.run(step)
-            logits = self.buffers[output].rows == Rows.LOGITS
-            rows = len(step.logits_rows) if logits else len(ids)
-            return float_rows(program.output_address(), rows, program.output_width)
+            rows = {Rows.LOGITS: len(step.logits_rows), Rows.ONE: 1}
+            num_rows = rows.get(self.buffers[output].rows, len(ids))
+            return float_rows(program.output_address(), num_rows, program.output_width)
 
     def close(self):
         for weight in self.weights:

@@ -272,6 +272,9 @@ def test_quantize(tmp_path: Path, tiny: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
     shown = re.findall(r"^(\S+) +\(.*?\) +\w+ -> (\w+)", run.stdout, re.M)
     assert shown == [(name, type_.name) for name, type_ in planned.items()]
+    assert "runs in 0.13 GiB with a context of 1024 tokens; fits k1:4, k1:8" in rillm(
+        "quantize", source, "q4_k_m", "--dry-run", "-c", "1024"
+    ).stdout  # fmt: skip
     assert list(tmp_path.iterdir()) == [source]
 
     run = rillm("quantize", source, "q4_k_m", *changes, "-t", "1")
@@ -291,7 +294,7 @@ def test_quantize_refuses(tmp_path: Path, tiny: Path) -> None:
     for arguments, reason in (
         ([tiny, tmp_path / "x.gguf", "Q8_K"], "Q8_K is a format for activations"),
         ([tiny, tmp_path / "x.gguf", "Q9_9"], "Q4_K_M"),  # lists the types
-        ([tiny, tmp_path / "x.gguf", "Q4_0"], "allow"),  # quantised already
+        ([tiny, tmp_path / "x.gguf", "Q4_0"], "--allow-requantize"),  # quantised already
         ([tiny, tiny, "Q4_0"], "input file"),
     ):
         run = rillm("quantize", *arguments)

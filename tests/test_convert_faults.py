@@ -170,4 +170,4 @@ def test_output_faults(tmp_path, monkeypatch):
     usage = os.statvfs(tmp_path)
     free = type("Usage", (), {"free": 1 << 20, "total": usage.f_blocks})
     monkeypatch.setattr("shutil.disk_usage", lambda _: free)
-    refused(folder, tmp_path, r"needs 0\.01 GB, but only 0\.00 GB are free")
+    refused(folder, tmp_path, r"needs 6\.2 MB, but only 1\.0 MB are free")

@@ -90,6 +90,33 @@ def test_gather_picks_the_logits_rows(team, rng, wanted):
     np.testing.assert_array_equal(tiny.run(out, list(range(6)), logits_rows=wanted), x[wanted])
 
 
+@pytest.mark.parametrize("width", [32, 128, 416])
+def test_sum_squares_of_each_column(team, rng, width):
+    x = rng.standard_normal((70, width)) * 10.0 ** rng.integers(-5, 6, (1, width))
+    x = x.astype(np.float32)
+    tiny = Tiny(team)
+    source, total = tiny.input(x), tiny.buffer(width + 64, rows=Rows.ONE)
+    tiny.op(OpKind.SUM_SQUARES, [source], [total], ints=[32])
+    for ids in ([3], [5, 5, 1], list(range(70))):
+        got = tiny.run(total, ids)
+        assert got.shape == (1, width + 64)
+        exact = np.square(x[ids].astype(np.float64)).sum(axis=0)
+        np.testing.assert_allclose(got[0, 32:-32], exact, rtol=5e-6)
+        assert not got[0, :32].any()  # another op's place
+        assert not got[0, -32:].any()
+
+
+def test_sum_squares_of_the_logits_rows_is_of_those_only(team, rng):
+    x = rng.standard_normal((6, 64)).astype(np.float32)
+    tiny = Tiny(team)
+    rows = tiny.op(OpKind.GATHER, [tiny.input(x)], [tiny.buffer(64, rows=Rows.LOGITS)])
+    total = tiny.op(OpKind.SUM_SQUARES, [rows], [tiny.buffer(64, rows=Rows.ONE)], ints=[0])
+    for wanted in ([4, 1], [], list(range(6))):
+        got = tiny.run(total, list(range(6)), logits_rows=wanted)
+        exact = np.square(x[wanted].astype(np.float64)).sum(axis=0)
+        np.testing.assert_allclose(got[0], exact, rtol=1e-6)
+
+
 def test_add(team, rng):
     a, b = rng.standard_normal((2, 9, 96)).astype(np.float32)
     tiny = Tiny(team)

@@ -191,6 +191,7 @@ class Parts:
         self.qkv, self.heads = tiny.buffer(WIDTH), tiny.buffer(HEADS * DIM)
         self.q64, self.q32 = tiny.buffer(64, BufferKind.Q8), tiny.buffer(32, BufferKind.Q8)
         self.logits64 = tiny.buffer(64, rows=Rows.LOGITS)
+        self.one96 = tiny.buffer(96, rows=Rows.ONE)
         self.logits_q64 = tiny.buffer(64, BufferKind.Q8, Rows.LOGITS)
         floats, blocks = bytearray(4 * 70 * 64), bytearray(70 * 2 * 34)
         self.table = tiny.add_weight(WeightKind.TABLE, GGMLType.F32, (70, 64), floats)
@@ -264,6 +265,14 @@ BAD_OPS = {
     "gather: to tokens": lambda p: (OpKind.GATHER, [p.x64], [p.y64]),
     "gather: from logits": lambda p: (OpKind.GATHER, [p.logits64], [p.logits64]),
     "gather: widths": lambda p: (OpKind.GATHER, [p.x32], [p.logits64]),
+    "sum squares: to tokens": lambda p: (OpKind.SUM_SQUARES, [p.x64], [p.y64], [], [0]),
+    "sum squares: past the end": lambda p: (OpKind.SUM_SQUARES, [p.x64], [p.one96], [], [33]),
+    "sum squares: below 0": lambda p: (OpKind.SUM_SQUARES, [p.x64], [p.one96], [], [-1]),
+    "sum squares: overflow": lambda p: (
+        OpKind.SUM_SQUARES, [p.x64], [p.one96], [], [2**31 - 1]),
+    "sum squares: 8-bit input": lambda p: (OpKind.SUM_SQUARES, [p.q64], [p.one96], [], [0]),
+    "sum squares: odd width": lambda p: (OpKind.SUM_SQUARES, [p.x33], [p.one96], [], [0]),
+    "add: one row to many": lambda p: (OpKind.ADD, [p.x96, p.one96], [p.x96]),
 }  # fmt: skip
 
 
@@ -291,8 +300,8 @@ def test_attention_without_a_cache_or_with_two_shapes(team, cache):
 
 @pytest.mark.parametrize(
     "buffer",
-    [(2, 0, 32, 0), (-1, 0, 32, 0), (0, 2, 32, 0), (0, 0, 0, 0), (0, 0, -32, 0), (1, 0, 33, 0),
-     (0, 0, 2**24 + 1, 0), (0, 0, 32, 1), (0, 0, 32, -1), (0, 0, 2**31 - 1, 0)],
+    [(2, 0, 32, 0), (-1, 0, 32, 0), (0, 3, 32, 0), (0, -1, 32, 0), (0, 0, 0, 0), (0, 0, -32, 0),
+     (1, 0, 33, 0), (0, 0, 2**24 + 1, 0), (0, 0, 32, 1), (0, 0, 32, -1), (0, 0, 2**31 - 1, 0)],
 )  # fmt: skip
 def test_buffers(team, buffer):
     with pytest.raises(CoreError, match="buffer 0: kind"):

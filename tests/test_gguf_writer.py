@@ -9,6 +9,8 @@ import os
 import random
 import resource
 import struct
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
@@ -512,6 +514,29 @@ def test_leftover_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.gguf"]
     with GGUFReader(tmp_path / "m.gguf") as reader:
         assert reader.metadata["glm4.block_count"] == 61
+
+
+def test_leftovers_of_any_killed_process_are_deleted(tmp_path: Path) -> None:
+    """But not the file of one that is at work, nor what only resembles a leftover."""
+    code = (
+        "import sys; from rillm.gguf import *; w = GGUFWriter(sys.argv[1], {});"
+        "w.declare('t', (9,), GGMLType.F32); print(flush=True); sys.stdin.read()"
+    )
+    kept = {".m.gguf.0123456789ab.partial", ".other.gguf.17.partial", ".m.gguf.x.partial"}
+    for name in (*kept, ".m.gguf.17.partial", ".m.gguf.4194303.partial"):
+        save(tmp_path, b"something", name)
+    command = [sys.executable, "-c", code, str(tmp_path / "m.gguf")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        working = f".m.gguf.{other.pid}.partial"
+        assert {entry.name for entry in tmp_path.iterdir()} == kept | {working}
+        write_file(tmp_path / "m.gguf", METADATA, random_tensors(1))
+        assert {entry.name for entry in tmp_path.iterdir()} == {*kept, working, "m.gguf"}
+        other.kill()
+    write_file(tmp_path / "m.gguf", METADATA, random_tensors(1))
+    assert {entry.name for entry in tmp_path.iterdir()} == {*kept, "m.gguf"}
 
 
 def test_file_can_be_rewritten_while_it_is_read(

@@ -118,3 +118,24 @@ def test_quantize_with_it(tmp_path, capsys):
     assert differ == names
     assert rillm([*command[:-2], "--imatrix", str(tmp_path / "plain.gguf")]) == 1
     assert "no importance matrix" in capsys.readouterr().err
+
+
+def test_the_new_file_says_what_it_was_made_with(tmp_path):
+    source = write_random_glm(tmp_path / "f16.gguf", load_core(), GGMLType.F16)
+    matrix, alien = tmp_path / "i.gguf", tmp_path / "alien.gguf"
+    kind = {"datasets": ["wiki.txt"], "num_chunks": 3, "chunk_size": 64}
+    count = {"blk.0.ffn_down.weight": np.array([192.0])}
+    write_imatrix(matrix, {"blk.0.ffn_down.weight": sums(1, 512)[0]}, count, **kind)
+    quantize(source, tmp_path / "q.gguf", "Q4_K_M", imatrix=matrix, num_threads=1)
+    with GGUFReader(tmp_path / "q.gguf") as reader:  # as llama-quantize does
+        said = {k: v for k, v in reader.metadata.items() if k.startswith("quantize.imatrix.")}
+    assert said == {
+        "quantize.imatrix.file": "i.gguf",
+        "quantize.imatrix.dataset": "wiki.txt",
+        "quantize.imatrix.entries_count": 1,
+        "quantize.imatrix.chunks_count": 3,
+    }
+    write_imatrix(alien, {"blk.0.attn_w.weight": sums(1, 512)[0]}, {
+        "blk.0.attn_w.weight": np.array([192.0])}, **kind)  # fmt: skip
+    with pytest.raises(PrepareError, match=r"blk\.0\.attn_w\.weight and others, none of which"):
+        quantize(source, tmp_path / "q.gguf", "Q4_K_M", imatrix=alien)

@@ -17,6 +17,7 @@ from rillm.known_faults import config_of, find_faults
 from rillm.memory_plan import plan_memory
 from rillm.models import load_model
 from rillm.prepare.dummy import SHAPES, write_dummy
+from rillm.prepare.imatrix import write_imatrix
 from rillm.prepare.prepare_model import prepare
 
 
@@ -232,3 +233,14 @@ def test_command(good, capsys):
     assert [plan["cache_type"] for plan in everything["memory"]] == ["f16", "q8_0"]
     assert everything["memory"][0]["context"] == 2048
     assert everything["chat_template"]["example"].startswith("[gMASK]<sop>")
+
+
+def test_files_that_are_no_models_have_no_faults(tmp_path, capsys):
+    path = tmp_path / "i.gguf"
+    one = {"a.weight": np.ones(32, np.float32)}
+    write_imatrix(path, one, {"a.weight": np.ones(1, np.float32)}, datasets=["x"], num_chunks=1,
+                  chunk_size=9)  # fmt: skip
+    assert rillm(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "imatrix.chunk_size" in shown
+    assert "error" not in shown

@@ -1,4 +1,4 @@
-"""convert, quantize, prepare and pull, killed at random points: nothing is left that looks whole.
+"""Commands that write, killed at random points: nothing is left that looks whole.
 
 The work runs in a forked child that gets SIGKILL, so that no handler of ours can tidy up.
 """
@@ -25,7 +25,7 @@ SCRIPT = """
 import os, random, signal, sys, time
 from pathlib import Path
 from rillm.core import load_core
-from rillm.prepare import streaming
+from rillm.prepare import collect_imatrix, streaming
 from rillm.prepare.convert import convert
 from rillm.prepare.prepare_model import prepare
 from rillm.prepare.pull import pull
@@ -39,6 +39,10 @@ def work(out):
         convert(source, out / "model.gguf", num_threads=1)
     elif what == "quantize":
         quantize(source, out / "model.gguf", "Q4_K_M", num_threads=1)
+    elif what == "imatrix":
+        collect_imatrix.SAVE_SECONDS = 0.0  # a part after every chunk
+        text = "The sun is out. " * 100
+        collect_imatrix.collect(source, text, out / "model.gguf", context=64, num_threads=1)
     elif what == "prepare":
         prepare(source, type_name="Q4_K_M", out=out / "model.gguf", num_threads=1)
     else:
@@ -101,10 +105,10 @@ def visible(folder):
     )
 
 
-@pytest.mark.parametrize("what", ["convert", "quantize", "prepare"])
+@pytest.mark.parametrize("what", ["convert", "quantize", "prepare", "imatrix"])
 def test_a_killed_writer_leaves_no_model(what, tmp_path):
     source = fresh(tmp_path, "glm_9b", "chatglm")
-    if what == "quantize":
+    if what in ("quantize", "imatrix"):
         convert(source, tmp_path / "f16.gguf", num_threads=1)
         source = tmp_path / "f16.gguf"
     rows = run_kills(what, source, tmp_path / "out", seed=1)

@@ -167,6 +167,8 @@ def test_a_bad_override_is_refused():
         plan("edge-1.5b", "Q4_K_M ffn_[=q8_0")
     with pytest.raises(PrepareError, match="unknown type 'q9'"):
         plan("edge-1.5b", "Q4_K_M ffn=q9")
+    with pytest.raises(PrepareError, match="'attn_w' is found in no tensor's name"):
+        plan("edge-1.5b", "Q4_K_M ffn=q8_0 attn_w=q8_0")
 
 
 def test_facts_come_from_the_metadata():

@@ -216,6 +216,24 @@ def test_command(models, tmp_path, capsys):
     assert "the text has 5 tokens" in capsys.readouterr().err
 
 
+def test_too_little_memory_is_one_line(models, tmp_path, capsys, monkeypatch):
+    """As when the core cannot allocate a weight."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+
+    def fail(*arguments):
+        raise MemoryError("core_weight_create: out of memory")
+
+    monkeypatch.setattr("rillm.core.library.Weight.__init__", fail)
+    monkeypatch.setattr("rillm.core.library.Weight.close", lambda self: None)
+    assert (
+        rillm(["perplexity", "-m", str(models[next(iter(models))]), "-f", str(text), "-c", "32"])
+        == 1
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: not enough memory (core_weight_create: out of memory); take ")
+
+
 def test_smollm2_like_llama_perplexity():
     """llama-perplexity b11669, -t 1 -c 256 on the repository's LICENSE: PPL 17.7359 +/- 1.65725."""
     path, reason = smollm2_file()

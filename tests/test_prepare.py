@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import sys
 from math import prod
 from pathlib import Path
@@ -17,11 +19,12 @@ from rillm.cli.app import run as rillm
 from rillm.gguf import GGUFReader
 from rillm.models.config import read_config
 from rillm.prepare.architecture import Config
-from rillm.prepare.boards import BOARDS, CANDIDATES, find_target, suggest
+from rillm.prepare.boards import BOARDS, CANDIDATES, find_target, fitting_boards, suggest
 from rillm.prepare.checkpoint import Checkpoint
 from rillm.prepare.convert import ConvertedModel, convert
 from rillm.prepare.dummy import SHAPES
 from rillm.prepare.errors import PrepareError
+from rillm.prepare.imatrix import write_imatrix
 from rillm.prepare.prepare_model import memory_of, prepare, tensor_sizes
 from rillm.prepare.quantize import quantize
 
@@ -172,6 +175,16 @@ def test_suggestions(shape, board, type_name):
         assert "tokens/s" in str(suggestion)
 
 
+def test_which_boards_fit():
+    line = fitting_boards(memory_of(plan_of("glm-4-9b"), "Q4_K_M", 4096, "f16"))
+    assert re.fullmatch(
+        r"runs in 6\.\d\d GiB with a context of 4096 tokens; fits k1:8, k1:16, k3:16, k3:32, "
+        r"sg2042:128, th1520:16, p550:8, p550:16, p550:32; not k1:4", line,
+    ), line  # fmt: skip
+    line = fitting_boards(memory_of(plan_of("glm-edge-1.5b"), "Q4_K_M", 4096, "f16"))
+    assert "not" not in line
+
+
 def test_the_context_counts():
     plan = plan_of("glm-4-9b")
     target = find_target("k1:8")
@@ -246,6 +259,52 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     refused("attn_q.weight holds NaN or infinity")
     change_config(folder, architectures=["Other"])
     refused("architecture 'Other' is not supported")
+
+
+@pytest.mark.parametrize("what", ["convert", "quantize", "prepare", "imatrix"])
+def test_a_disk_that_fills_up_on_the_way(what, tmp_path, capsys):
+    """A limit on the size of files makes the kernel refuse to write on, as a full disk does."""
+    folder = fresh(tmp_path, "glm_9b", "chatglm")
+    f16, text, out = tmp_path / "f16.gguf", tmp_path / "text.txt", tmp_path / "out"
+    convert(folder, f16, num_threads=1)
+    text.write_text("The sun is out. " * 100, encoding="utf-8")
+    out.mkdir()
+    (out / "x.gguf").write_bytes(b"the previous file")
+    arguments = {
+        "convert": [folder, out / "x.gguf"],
+        "quantize": [f16, out / "x.gguf", "Q4_K_M"],
+        "prepare": [folder, "--out", out / "x.gguf"],
+        "imatrix": [f16, text, "-c", "64", "--chunks", "1", "-o", out / "x.gguf"],
+    }[what]
+    limit = 4000 if what == "imatrix" else 100_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        assert rillm([what, *map(str, arguments)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == f"error: {out}/x.gguf: cannot write: File too large\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        "x.gguf": b"the previous file"
+    }
+
+
+def test_with_an_importance_matrix(tmp_path):
+    """The same file as convert and quantize with that matrix, its keys too."""
+    folder, matrix = fresh(tmp_path, "glm_9b", "chatglm"), tmp_path / "i.gguf"
+    convert(folder, tmp_path / "whole.gguf", out_type="auto", num_threads=1)
+    with GGUFReader(tmp_path / "whole.gguf") as reader:
+        columns = {n: t.shape[-1] for n, t in reader.tensors.items() if n.startswith("blk.0.ffn_")}
+        columns.pop("blk.0.ffn_norm.weight")
+    generator = np.random.default_rng(3)
+    sums = {n: generator.lognormal(size=(1, c)).astype(np.float32) for n, c in columns.items()}
+    counts = dict.fromkeys(sums, np.ones(1, np.float32))
+    write_imatrix(matrix, sums, counts, datasets=["x"], num_chunks=1, chunk_size=1)
+    two = tmp_path / "two.gguf"
+    quantize(tmp_path / "whole.gguf", two, "IQ4_XS", imatrix=matrix, num_threads=1)
+    arguments = ["--type", "IQ4_XS", "--imatrix", str(matrix), "--out", str(tmp_path / "one.gguf")]
+    assert rillm(["prepare", str(folder), *arguments]) == 0
+    assert (tmp_path / "one.gguf").read_bytes() == two.read_bytes()
 
 
 def test_command(tmp_path, monkeypatch, capsys):

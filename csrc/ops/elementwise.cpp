@@ -30,6 +30,18 @@ void swiglu_row(const float* x, float* out, int64_t width) {
   }
 }
 
+void sum_squares_columns(const float* x, int64_t num_rows, int64_t stride, float* out,
+                         int64_t width) {
+  for (int64_t i = 0; i < width; i += Simd::kLanes) {
+    Simd::F sum = Simd::zero();
+    for (int64_t row = 0; row < num_rows; ++row) {
+      const Simd::F value = Simd::load(x + row * stride + i);
+      sum = Simd::fma(value, value, sum);
+    }
+    Simd::store(out + i, sum);
+  }
+}
+
 void add_row(const float* a, const float* b, float* out, int64_t width) {
   for (int64_t i = 0; i < width; i += Simd::kLanes) {
     Simd::store(out + i, Simd::add(Simd::load(a + i), Simd::load(b + i)));

@@ -12,6 +12,10 @@ void rmsnorm_row(const float* x, const float* weight, const float* residual, flo
 // out [width] = silu(x[0:width]) * x[width:2 width]   (Shazeer, 2020); silu(x) = x / (1 + e^-x)
 void swiglu_row(const float* x, float* out, int64_t width);
 
+// out [width] = the sum over the rows of x [num_rows, stride] of their first `width` squares.
+void sum_squares_columns(const float* x, int64_t num_rows, int64_t stride, float* out,
+                         int64_t width);
+
 void add_row(const float* a, const float* b, float* out, int64_t width);
 
 // table [2 n]: cos then sin of position * frequency[i], times `magnitude` (YaRN's attention

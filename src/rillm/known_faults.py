@@ -50,8 +50,18 @@ def config_of(reader: GGUFReader) -> ModelConfig:
     return read_config(reader.metadata, shapes, rope_interleaved=module.ROPE_INTERLEAVED)
 
 
+def is_model(reader: GGUFReader) -> bool:
+    """Whether a file says that it holds a model; some say nothing."""
+    return reader.metadata.get("general.type", "model") == "model"
+
+
 def find_faults(reader: GGUFReader) -> list[Fault]:
-    """Everything that is known to be wrong with files of this kind, worst first."""
+    """Everything that is known to be wrong with files of this kind, worst first.
+
+    A file that says it is no model (an importance matrix, logits) is taken as it is.
+    """
+    if not is_model(reader):
+        return []
     faults = [*_model_faults(reader), *_vocabulary_faults(reader), *_value_faults(reader)]
     if str(reader.metadata.get("general.architecture")) in _GLM:
         faults += _GlmFaults(reader).all()

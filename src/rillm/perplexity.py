@@ -243,7 +243,7 @@ def measure(
             )
         for number, window in enumerate(windows):
             base_rows = None if base is None else base.rows(number)
-            rows = _score(model, window, num_rows, base_rows, scores)
+            rows = _score(model, window, num_rows, base_rows, scores, path)
             if writer is not None:
                 writer.write(number, rows)
             else:
@@ -269,7 +269,12 @@ def _vocab_size(reader: GGUFReader) -> int:
 
 
 def _score(
-    model: LoadedModel, window: Window, num_rows: int, base: NDArray[Any] | None, scores: Scores
+    model: LoadedModel,
+    window: Window,
+    num_rows: int,
+    base: NDArray[Any] | None,
+    scores: Scores,
+    path: str | os.PathLike[str],
 ) -> Iterator[Floats]:
     """Runs a window and adds to the scores; yields the log probabilities, a few rows at a time.
 
@@ -290,7 +295,7 @@ def _score(
             log_probs = log_softmax(logits)
             if not np.isfinite(log_probs).all():
                 raise PerplexityError(
-                    f"the logits of token {start} hold NaN or infinity: the file is damaged"
+                    f"{path}: the logits of token {start} hold NaN or infinity: it is damaged"
                 )
             targets = np.array(ids[start + 1 : stop + 1], np.int64)
             done = start - predicting

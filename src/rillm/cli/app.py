@@ -29,6 +29,7 @@ COMMANDS = {
     "prepare": "Fetch, convert and quantise a model in one go.",
     "convert": "Make a GGUF file from a Hugging Face checkpoint.",
     "quantize": "Make a GGUF file smaller.",
+    "imatrix": "Measure on a text which weights matter, for quantize --imatrix.",
     "inspect": "Show what is in a GGUF file.",
     "perplexity": "Measure how well a model predicts a text, and how far it is from another.",
     "bench": "Measure prefill and decode speed on this machine.",
@@ -139,6 +140,12 @@ def run(arguments: Sequence[str]) -> int:
         if error.name not in _WORKSTATION_PACKAGES:
             raise
         _print_error(f"{arguments[0]} needs {error.name}: pip install 'rillm[prepare]'")
+        return 1
+    except MemoryError as error:
+        _print_error(
+            f"not enough memory ({error or 'allocation failed'}); take a smaller --ctx-size or "
+            "type, or close other programs: `rillm inspect MODEL` says what a model needs"
+        )
         return 1
     except (RillmError, OSError) as error:
         _print_error(str(error))

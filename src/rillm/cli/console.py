@@ -10,6 +10,8 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -37,6 +39,29 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     ) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stage_bars() -> Iterator[Callable[[str, str, int, int], None]]:
+    """A bar for each stage of the block; yields the function(title, stage, done, total) that moves
+    a stage's. On anything but a terminal there are none."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        *columns, console=stderr, transient=True, disable=not stderr.is_terminal
+    ) as progress:
+
+        def show(title: str, stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(title, total=None)
+            progress.update(tasks[stage], description=title, completed=done, total=total)
+
+        yield show
 
 
 def human_bytes(count: float) -> str:

@@ -71,6 +71,7 @@ def inspect(
 def _print_file(reader: GGUFReader, list_tensors: bool, ctx_size: int) -> None:
     stdout.print(_headline(reader), markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, overflow="fold")  # a key is there to be copied
     for key, value in reader.metadata.items():
         table.add_row(key, describe(value))
     stdout.print(table, markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rillm.cli.console import progress_bar
+from rillm.errors import RillmError
 from rillm.llm import LLM
 from rillm.sampling import SamplingParams
 
@@ -74,7 +75,29 @@ IGNORED_FLAGS = (
     "--no-context-shift", "--swa-full", "-kvu", "--kv-unified", "--check-tensors",
 )  # fmt: skip
 
+# Of the commands that run a model over a text: MODEL TEXT, or -m and -f as in llama.cpp.
+ModelArgument = Annotated[Path | None, typer.Argument(metavar="MODEL", help="GGUF file.")]
+TextArgument = Annotated[Path | None, typer.Argument(metavar="TEXT", help="Text file, UTF-8.")]
+ModelOption = Annotated[Path | None, typer.Option("-m", "--model", help="The same as MODEL.")]
+TextOption = Annotated[Path | None, typer.Option("-f", "--file", help="The same as TEXT.")]
+
 DEFAULTS = SamplingParams()
+
+
+def model_and_text(
+    arguments: tuple[Path | None, Path | None], model: Path | None, file: Path | None
+) -> tuple[Path, Path, str]:
+    """The model's path, the text's and the text, given in either form or one of each."""
+    given = [path for path in arguments if path is not None]
+    if len(given) != (model is None) + (file is None):
+        raise typer.BadParameter("give MODEL and TEXT, or -m MODEL and -f TEXT")
+    model, file = model or given.pop(0), file or given.pop()
+    if not file.is_file():
+        raise typer.BadParameter(f"{str(file)!r} is not a file", param_hint="TEXT")
+    try:
+        return model, file, file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RillmError(f"{file}: is not UTF-8 text ({error.reason} at {error.start})") from None
 
 
 def sampling(

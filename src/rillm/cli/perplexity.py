@@ -6,9 +6,9 @@ the divergence from them.
 
 \b
 Examples:
-  rillm perplexity -m glm.Q4_K_M.gguf -f wiki.test.raw
-  rillm perplexity -m glm.bf16.gguf -f wiki.test.raw --chunks 20 --save-logits base.gguf
-  rillm perplexity -m glm.Q4_K_M.gguf -f wiki.test.raw --chunks 20 --kl-base base.gguf
+  rillm perplexity glm.Q4_K_M.gguf wiki.test.raw
+  rillm perplexity glm.bf16.gguf wiki.test.raw --chunks 20 --save-logits base.gguf
+  rillm perplexity glm.Q4_K_M.gguf wiki.test.raw --chunks 20 --kl-base base.gguf
   rillm perplexity -m glm.gguf -f wiki.test.raw -c 2048 --stride 512 --json
 """
 
@@ -22,14 +22,11 @@ import typer
 
 from rillm.cli import options
 from rillm.cli.console import progress_bar, stderr, stdout
-from rillm.errors import RillmError
 
 
 def perplexity(
-    model: options.Model,
-    file: Annotated[
-        Path, typer.Option("-f", "--file", exists=True, dir_okay=False, help="Text, UTF-8.")
-    ],
+    model: options.ModelArgument = None,
+    text: options.TextArgument = None,
     ctx_size: Annotated[
         int, typer.Option("-c", "--ctx-size", min=4, help="Tokens of a chunk.")
     ] = 512,
@@ -51,6 +48,8 @@ def perplexity(
     ] = None,
     save_type: Annotated[str, typer.Option("--save-type", help="f16 or f32.")] = "f16",
     cache_type: options.CacheType = "f16",
+    model_option: options.ModelOption = None,
+    text_option: options.TextOption = None,
     threads: options.Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:  # fmt: skip
@@ -59,10 +58,7 @@ def perplexity(
 
     if cache_type.lower() not in ("f16", "q8_0"):
         raise typer.BadParameter(f"{cache_type!r} is not f16 or q8_0", param_hint="--cache-type")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RillmError(f"{file}: is not UTF-8 text ({error.reason} at {error.start})") from None
+    model, _, content = options.model_and_text((model, text), model_option, text_option)
 
     def report(number: int, count: int, value: float) -> None:
         stderr.print(f"chunk {number} of {count}: {value:.4f}")
@@ -70,7 +66,7 @@ def perplexity(
     with progress_bar(f"loading {model.name}") as progress:
         result = measure(
             model,
-            text,
+            content,
             context=ctx_size,
             stride=stride,
             max_chunks=chunks,

@@ -50,8 +50,13 @@ def prepare(
         list[str] | None,
         typer.Option("--tensor-type", help="REGEX=TYPE for tensors of that name; may be repeated."),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", exists=True, dir_okay=False,
+                     help="Importance matrix (rillm imatrix): errors count by it."),
+    ] = None,
     threads: options.Threads = None,
-) -> None:
+) -> None:  # fmt: skip
     """Prepares and says what was written."""
     from rillm.memory_plan import CACHE_TYPES
     from rillm.prepare.prepare_model import prepare as run
@@ -70,6 +75,7 @@ def prepare(
             hub=hub,
             revision=revision,
             tensor_types=[tensor_type_pair(text) for text in tensor_type or []],
+            imatrix=imatrix,
             num_threads=threads,
             pull_progress=bars.pull,
             progress=bars.write,

@@ -48,6 +48,9 @@ def quantize(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Accept a file that is quantised already.")
     ] = False,
+    ctx_size: Annotated[
+        int, typer.Option("-c", "--ctx-size", min=1, help="Context of --dry-run's memory plan.")
+    ] = 4096,
     imatrix: Annotated[
         Path | None,
         typer.Option(
@@ -61,15 +64,11 @@ def quantize(
 ) -> None:
     """Quantises and says what was written."""
     from rillm.prepare import quantize as prepare
+    from rillm.prepare.boards import fitting_boards
 
     if len(output_and_type) > 2:
         raise typer.BadParameter("give SOURCE [OUTPUT] TYPE: at most one file to write")
     *target, kind = output_and_type
-    importance = None
-    if imatrix is not None:
-        from rillm.prepare.imatrix import read_imatrix
-
-        importance = read_imatrix(imatrix).importance()
     pairs = [tensor_type_pair(text) for text in tensor_type or []]
     if dry_run:
         plan = prepare.plan_quantize(
@@ -78,7 +77,7 @@ def quantize(
             pure=pure,
             leave_output_tensor=leave_output_tensor,
             tensor_types=pairs,
-            has_importance=importance is not None,
+            has_importance=imatrix is not None,
         )
         for tensor in plan.tensors:
             stdout.print(
@@ -87,6 +86,9 @@ def quantize(
                 markup=False,
             )
         _summary(plan)
+        memory = prepare.memory_of_plan(source, plan, ctx_size)
+        if memory is not None:
+            stdout.print(fitting_boards(memory), markup=False)
         return
     path = Path(target[0]) if target else source.with_name(f"{_stem(source)}.{kind.upper()}.gguf")
     with progress_bar(f"quantising to {kind.upper()}") as progress:
@@ -97,7 +99,7 @@ def quantize(
             pure=pure,
             leave_output_tensor=leave_output_tensor,
             tensor_types=pairs,
-            importance=importance,
+            imatrix=imatrix,
             allow_requantize=allow_requantize,
             num_threads=threads,
             progress=progress,

@@ -50,10 +50,11 @@ class BufferKind(IntEnum):
 
 
 class Rows(IntEnum):
-    """CoreRows: a buffer has a row for each token, or for each token whose logits are wanted."""
+    """CoreRows: a row for each token, for each token whose logits are wanted, or for the batch."""
 
     TOKENS = 0
     LOGITS = 1
+    ONE = 2
 
 
 class OpKind(IntEnum):
@@ -69,6 +70,7 @@ class OpKind(IntEnum):
     ADD = 7
     QUANTIZE = 8
     GATHER = 9
+    SUM_SQUARES = 10
 
 
 class CoreAbi(Structure):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import struct
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +29,21 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME of ggml.h, less the zero byte; llama.cpp refuses longer names
+
+
+def _delete_abandoned(folder: str, name: str) -> None:
+    """Deletes temporary files for `name` whose writers were killed: those that nobody has locked.
+
+    They can be gigabytes that no user sees. One that had our process id would be in our way.
+    """
+    pattern = re.compile(re.escape(f".{name}.") + r"\d{1,7}\.partial")
+    for entry in os.listdir(folder):
+        if pattern.fullmatch(entry) is None:
+            continue
+        path = os.path.join(folder, entry)
+        with suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
 
 
 class _Declared(NamedTuple):
@@ -73,9 +90,10 @@ class GGUFWriter:
         self._folder = folder or "."
         self._temporary = os.path.join(folder, f".{name}.{os.getpid()}.partial")
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(self._temporary)  # of a killed process that had our number
+            _delete_abandoned(folder or ".", name)
             self._file = open(self._temporary, "xb")  # noqa: SIM115
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (OSError, ValueError) as error:
             raise self._error(error) from error
 

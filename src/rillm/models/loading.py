@@ -25,7 +25,16 @@ from rillm.core import (
 from rillm.gguf import GGMLType, GGUFReader, TensorInfo
 from rillm.models.base import DecoderModel
 from rillm.models.config import ModelError, read_config
-from rillm.nn import ModelConfig, Parameter, compile_graph, record, rope_frequencies
+from rillm.nn import (
+    Graph,
+    ModelConfig,
+    Parameter,
+    Value,
+    compile_graph,
+    observe_inputs,
+    record,
+    rope_frequencies,
+)
 
 # progress(bytes loaded, bytes in total)
 Progress = Callable[[int, int], None]
@@ -57,9 +66,11 @@ class LoadedModel:
         program: CompiledProgram,
         kv_cache: KVCache,
         weights: list[Weight],
+        observed: Mapping[str, slice] | None = None,
     ) -> None:
         self.config = config
         self.kv_cache = kv_cache
+        self.observed = observed or {}
         self._program = program
         self._weights = weights
 
@@ -99,6 +110,11 @@ class LoadedModel:
         """Adds the last run's hidden states of `count` tokens, from row `first` on, to total."""
         self._program.add_hidden(first, count, total)
 
+    def sums(self) -> memoryview[float]:
+        """Of a model that observes: the last run's sums of squares, float32; `observed` says
+        where those of a matrix are. The next run overwrites them."""
+        return self._program.output(0)
+
     def close(self) -> None:
         """Frees program, cache and weights."""
         self._program.close()
@@ -119,12 +135,15 @@ def load_model(
     cache_type: GGMLType = GGMLType.F16,
     embeddings: bool = False,
     progress: Progress | None = None,
+    observe: Callable[[str], bool] | None = None,
 ) -> LoadedModel:
     """Loads the model of a GGUF file.
 
     max_tokens, max_logits: most rows of one step. num_blocks: KV cache blocks of block_size
     tokens. embeddings: hidden states can be read after a step (costs memory for max_tokens rows).
     The reader must stay open as long as the model: token embeddings are read from the mapped file.
+    observe: chooses matrices by tensor name; the model then gives the `sums` of the squares of
+    what they are multiplied with, column by column, and no logits.
     Errors: ModelError naming the key or tensor.
     """
     config, module = _config_and_module(reader)
@@ -147,13 +166,27 @@ def load_model(
             ),
         )  # fmt: skip
         with record() as graph:
-            logits, hidden = model(table, magnitude, embeddings=embeddings)
+            output, hidden = model(table, magnitude, embeddings=embeddings)
+        observed: dict[str, slice] = {}
+        if observe is not None:
+            graph, output, observed = _observe(graph, model, observe)
         program = compile_graph(
-            graph, logits, team, cache, max_tokens=max_tokens, max_logits=max_logits, hidden=hidden
+            graph, output, team, cache, max_tokens=max_tokens, max_logits=max_logits, hidden=hidden
         )
     except (ModelError, CoreError) as error:
         raise ModelError(f"{reader.path}: {error}") from None
-    return LoadedModel(config, program, cache, weights)
+    return LoadedModel(config, program, cache, weights, observed)
+
+
+def _observe(
+    graph: Graph, model: DecoderModel, chosen: Callable[[str], bool]
+) -> tuple[Graph, Value, dict[str, slice]]:
+    matrices = {
+        name: parameter.weight
+        for name, parameter in model.named_parameters()
+        if parameter.kind is WeightKind.MATRIX and parameter.loaded is not None and chosen(name)
+    }
+    return observe_inputs(graph, matrices)
 
 
 def read_model_config(reader: GGUFReader) -> ModelConfig:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from rillm.nn.config import ModelConfig
 from rillm.nn.decoder import DecoderBlock
-from rillm.nn.graph import Value, gather_logits_rows, record, rope_table
+from rillm.nn.graph import Graph, Value, gather_logits_rows, record, rope_table
 from rillm.nn.module import Embedding, Linear, Module, Parameter, RMSNorm, linear
+from rillm.nn.observe import observe_inputs
 from rillm.nn.program import compile_graph
 from rillm.nn.rope import RopeScaling, rope_frequencies
 
 __all__ = [
     "DecoderBlock",
     "Embedding",
+    "Graph",
     "Linear",
     "ModelConfig",
     "Module",
@@ -22,6 +24,7 @@ __all__ = [
     "compile_graph",
     "gather_logits_rows",
     "linear",
+    "observe_inputs",
     "record",
     "rope_frequencies",
     "rope_table",

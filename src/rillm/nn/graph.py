@@ -16,7 +16,7 @@ from rillm.core import OpKind, Rows, Weight
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """Rows of `width` float32 numbers: [num_tokens or num_logits, width]."""
+    """Rows of `width` float32 numbers: [num_tokens, num_logits or 1, width]."""
 
     width: int
     rows: Rows = Rows.TOKENS

@@ -57,6 +57,11 @@ class Target:
     memory: int  # GB
 
     @property
+    def name(self) -> str:
+        """As --for takes it: k1:8."""
+        return f"{self.board.name}:{self.memory}"
+
+    @property
     def usable_bytes(self) -> int:
         """What a model may take: the firmware keeps a share, Linux and its services half a GiB."""
         return int(0.93 * self.memory * _GIB) - _GIB // 2
@@ -106,6 +111,18 @@ class Suggestion:
         if self.decode_limit:
             text += f", at most {self.decode_limit:.1f} tokens/s"
         return text
+
+
+def fitting_boards(plan: MemoryPlan) -> str:
+    """One line: what a model takes, the boards that have it and those that do not."""
+    targets = [Target(board, memory) for board in _BOARDS for memory in board.memory]
+    fits = [t.name for t in targets if plan.total <= t.usable_bytes]
+    lacks = [t.name for t in targets if plan.total > t.usable_bytes]
+    return (
+        f"runs in {plan.total / _GIB:.2f} GiB with a context of {plan.context} tokens; "
+        f"fits {', '.join(fits) or 'no board that is known here'}"
+        + (f"; not {', '.join(lacks)}" if lacks else "")
+    )
 
 
 def suggest(

@@ -16,7 +16,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from rillm.gguf import GGMLType, GGUFReader, GGUFWriter, TensorInfo, WriterValue
+from rillm.gguf import (
+    GGMLType,
+    GGUFReader,
+    GGUFWriter,
+    TensorInfo,
+    Typed,
+    ValueType,
+    WriterValue,
+)
 from rillm.prepare.errors import PrepareError
 
 Floats = NDArray[np.float32]
@@ -32,6 +40,17 @@ class ImportanceMatrix:
     datasets: tuple[str, ...]  # what the text was
     num_chunks: int
     chunk_size: int  # tokens
+
+    def origin(self, path: str | os.PathLike[str]) -> dict[str, WriterValue]:
+        """The keys by which a file that was quantised with this says so, as llama-quantize's."""
+        keys: dict[str, WriterValue] = {
+            "quantize.imatrix.file": os.path.basename(path),
+            "quantize.imatrix.entries_count": len(self.sums),
+            "quantize.imatrix.chunks_count": self.num_chunks,
+        }
+        if self.datasets:
+            keys["quantize.imatrix.dataset"] = self.datasets[0]
+        return keys
 
     def importance(self) -> dict[str, Floats]:
         """tensor name -> mean square of each column's input, [matrices * cols], for `quantize`.
@@ -98,7 +117,7 @@ def write_imatrix(
     """Write the file that llama-quantize --imatrix reads; arguments as in ImportanceMatrix."""
     metadata: dict[str, WriterValue] = {
         "general.type": "imatrix",
-        "imatrix.datasets": list(datasets),
+        "imatrix.datasets": Typed(ValueType.STRING, list(datasets)),
         "imatrix.chunk_count": num_chunks,
         "imatrix.chunk_size": chunk_size,
     }

@@ -217,9 +217,16 @@ def assign_types(
 ) -> Assignment:
     """Choose the type of every tensor, given as name -> (shape [rows, cols], type now).
 
-    Raises PrepareError for an override that is no regular expression or names no type.
+    Raises PrepareError for an override that is no regular expression, names no type or is found in
+    no tensor's name.
     """
     overrides = [(_compile(pattern), find_type(name)) for pattern, name in options.overrides]
+    for pattern, _ in overrides:
+        if not any(pattern.search(name) for name in tensors):
+            raise PrepareError(
+                f"--tensor-type {pattern.pattern!r} is found in no tensor's name; see "
+                "`rillm inspect --tensors`"
+            )
     tied = "output.weight" not in tensors
     num_attn_v = sum(_kind(name) == "attn_v" for name in tensors)
     seen: Counter[str] = Counter()

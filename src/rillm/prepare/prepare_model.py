@@ -25,7 +25,13 @@ from rillm.prepare.errors import PrepareError
 from rillm.prepare.hub import is_repo_name
 from rillm.prepare.mixes import ModelFacts, TypeOptions, find_mix, fitting_type
 from rillm.prepare.pull import PullProgress, pull
-from rillm.prepare.quantize import QuantizePlan, importance_of, plan_tensors
+from rillm.prepare.quantize import (
+    QuantizePlan,
+    check_importance,
+    importance_from,
+    importance_of,
+    plan_tensors,
+)
 from rillm.prepare.streaming import Output, Progress, write_model
 
 DEFAULT_TYPE = "Q4_K_M"
@@ -55,6 +61,7 @@ def prepare(
     folder: str | os.PathLike[str] | None = None,
     tensor_types: Sequence[tuple[str, str]] = (),
     importance: Mapping[str, ArrayLike] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     num_threads: int | None = None,
     pull_progress: PullProgress | None = None,
     progress: Progress | None = None,
@@ -65,11 +72,13 @@ def prepare(
     type_name: a mix such as "Q4_K_M" (the default); or board ("k1:8") for the type that fits its
     memory with a context of `context` tokens. out: NAME.TYPE.gguf here by default. folder: where a
     repository's files go, ./NAME by default; they stay, and what is there is not fetched again.
+    importance, imatrix: as quantize takes them.
     report: called with a line when a type was chosen.
 
     Raises PrepareError, GGUFError or CoreError; the output is only ever a whole file.
     """
     mix = find_mix(type_name or DEFAULT_TYPE)
+    importance, origin = importance_from(imatrix, importance)
     target = find_target(board) if board else None
     directory, is_repository = _directory(source, folder)
     if is_repository:
@@ -107,11 +116,12 @@ def prepare(
             ModelFacts.from_metadata(model.metadata, str(directory)),
             TypeOptions(overrides=tensor_types, has_importance=bool(importance)),
         )
+        check_importance(plan, importance)
         outputs = [
-            Output(sources[tensor.name], tensor.type, importance_of(tensor, importance or {}))
+            Output(sources[tensor.name], tensor.type, importance_of(tensor, importance))
             for tensor in plan.tensors
         ]
-        metadata = model.metadata | {"general.file_type": mix.file_type}
+        metadata = model.metadata | {"general.file_type": mix.file_type} | origin
         size = write_model(path, metadata, outputs, num_threads=num_threads, progress=progress)
     return PrepareResult(path, size, plan, suggestion)
 

@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rillm.core import load_core
-from rillm.gguf import GGMLType, GGUFReader, TensorInfo
+from rillm.gguf import GGMLType, GGUFReader, TensorInfo, WriterValue
+from rillm.memory_plan import MemoryPlan, plan_memory
+from rillm.models import ModelError, read_model_config
 from rillm.prepare.errors import PrepareError
+from rillm.prepare.imatrix import read_imatrix
 from rillm.prepare.mixes import FLOAT_TYPES, Mix, ModelFacts, TypeOptions, assign_types, find_mix
 from rillm.prepare.streaming import Output, Progress, write_model
 
@@ -122,6 +125,19 @@ def plan_quantize(
         return _plan(reader, mix, options)
 
 
+def memory_of_plan(
+    in_path: str | os.PathLike[str], plan: QuantizePlan, context: int
+) -> MemoryPlan | None:
+    """What running the planned file takes; None for a model that rillm does not run."""
+    with GGUFReader(in_path) as reader:
+        try:
+            config = read_model_config(reader)
+        except ModelError:
+            return None
+    sizes = [(tensor.name, tensor.num_bytes) for tensor in plan.tensors]
+    return plan_memory(config, sizes, context=min(context, config.context_length))
+
+
 def quantize(
     in_path: str | os.PathLike[str],
     out_path: str | os.PathLike[str],
@@ -131,19 +147,22 @@ def quantize(
     leave_output_tensor: bool = False,
     tensor_types: Sequence[tuple[str, str]] = (),
     importance: Mapping[str, ArrayLike] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     allow_requantize: bool = False,
     num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
     """Write `in_path` to `out_path` as `type_name` ("Q4_K_M", ...; "Q4_K" means that).
 
-    importance: tensor name -> weight of each column's error (an importance matrix), at least 0.
+    importance: tensor name -> weight of each column's error, at least 0; or imatrix: a file of such
+    weights (see rillm.prepare.imatrix), which the new file names in its metadata.
     allow_requantize: accept a file that is quantised already, at a loss of quality.
     progress is called with (bytes written, bytes in total).
 
     Raises PrepareError, GGUFError or CoreError with one line; `out_path` is only ever a whole file.
     """
     mix = find_mix(type_name)
+    importance, origin = importance_from(imatrix, importance)
     options = TypeOptions(pure, leave_output_tensor, tensor_types, bool(importance))
     with GGUFReader(in_path) as reader:
         if any(_is_same_file(out_path, part) for part in reader.files):
@@ -151,17 +170,19 @@ def quantize(
         plan = _plan(reader, mix, options)
         where = os.fspath(in_path)
         _check_types(plan, where, allow_requantize)
+        check_importance(plan, importance)
         outputs = [
             Output(
                 _GGUFSource(reader.tensors[tensor.name]),
                 tensor.type,
-                importance_of(tensor, importance or {}),
+                importance_of(tensor, importance),
             )
             for tensor in plan.tensors
         ]
         metadata = reader.copy_metadata() | {
             "general.quantization_version": QUANTIZATION_VERSION,
             "general.file_type": mix.file_type,
+            **origin,
         }
         size = write_model(out_path, metadata, outputs, num_threads=num_threads, progress=progress)
     return QuantizeResult(Path(out_path), size, plan)
@@ -187,11 +208,30 @@ def _check_types(plan: QuantizePlan, where: str, allow_requantize: bool) -> None
         if tensor.source_type not in _NUMPY_TYPES and not allow_requantize:
             raise PrepareError(
                 f"{where}: {tensor.name} is {tensor.source_type.name} already; start from an f16 "
-                "or bf16 file, or allow requantising (it costs quality)"
+                "or bf16 file, or accept the loss of quality with --allow-requantize"
             )
         row = formats.get(tensor.type)
         if tensor.type not in FLOAT_TYPES and (row is None or not row.can_quantize):
             raise PrepareError(f"{tensor.name}: the core cannot write {tensor.type.name}")
+
+
+def importance_from(
+    path: str | os.PathLike[str] | None, given: Mapping[str, ArrayLike] | None
+) -> tuple[Mapping[str, ArrayLike], dict[str, WriterValue]]:
+    """The weights of an importance matrix's file, or those given; and the keys that say so."""
+    if path is None:
+        return given or {}, {}
+    matrix = read_imatrix(path)
+    return matrix.importance(), matrix.origin(path)
+
+
+def check_importance(plan: QuantizePlan, importance: Mapping[str, ArrayLike]) -> None:
+    """PrepareError where none of the weights is for a tensor of this model."""
+    if importance and not any(tensor.name in importance for tensor in plan.tensors):
+        raise PrepareError(
+            f"the importance matrix is of {next(iter(importance))} and others, none of which this "
+            "model has: it was made with another model"
+        )
 
 
 def importance_of(

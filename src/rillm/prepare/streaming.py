@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rillm.core import allowed_cpus, load_core
-from rillm.gguf import GGMLType, GGUFWriter, WriterValue
+from rillm.gguf import Encoded, GGMLType, GGUFWriter, Typed, WriterValue
 from rillm.prepare.errors import PrepareError
 from rillm.prepare.floats import encode, is_finite, type_of
 from rillm.prepare.mixes import FLOAT_TYPES
@@ -94,7 +94,7 @@ def write_model(
     or a value that is not finite; `path` is replaced only by a complete file.
     """
     total = sum(output.num_bytes for output in outputs)
-    _check_disk(Path(path), total)
+    _check_disk(Path(path), total + _header_bytes(metadata) + 128 * len(outputs))
     core = load_core() if any(output.type not in FLOAT_TYPES for output in outputs) else None
     done = 0
     num_threads = num_threads or len(allowed_cpus())
@@ -208,9 +208,23 @@ def _check_disk(path: Path, num_bytes: int) -> None:
     if not folder.is_dir():
         raise PrepareError(f"{folder}: no such folder; make it or give another output path")
     free = shutil.disk_usage(folder).free
-    if free < num_bytes + (64 << 20):  # vocabularies take up to 20 MB
-        needed, left = f"{num_bytes / 1e9:.2f} GB", f"{free / 1e9:.2f} GB"
+    if free < num_bytes:
+        needed, left = f"{num_bytes / 1e6:,.1f} MB", f"{free / 1e6:,.1f} MB"
         raise PrepareError(
             f"{path}: needs {needed}, but only {left} are free in {folder}; "
             "free some space or give another output path"
         )
+
+
+def _header_bytes(metadata: Mapping[str, WriterValue]) -> int:
+    """About what the keys take: vocabularies make it up to 20 MB."""
+    total = 0
+    for value in metadata.values():
+        plain = value.value if isinstance(value, Typed) else value
+        if isinstance(plain, Encoded):
+            total += len(plain.payload)
+        elif isinstance(plain, str) or not isinstance(plain, Sequence):
+            total += 64
+        else:
+            total += sum(8 + len(item.encode()) if isinstance(item, str) else 8 for item in plain)
+    return total

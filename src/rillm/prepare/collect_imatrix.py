@@ -1,0 +1,231 @@
+"""imatrix: what a model's matrices are multiplied with on a text, as llama-imatrix measures it.
+
+The text is cut into chunks of `context` tokens that know nothing of each other (a rest that fills
+no chunk is left out), and for each matrix the squares of every column's input are summed over all
+tokens. The output head is left out unless it is asked for: quantize gives it more bits anyway.
+
+What is summed so far is kept in `.NAME.HASH.partial` beside the output, written anew every minute
+and when the run is interrupted. It is an importance matrix too; the next run with the same model,
+text and options goes on from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rillm.core import Batch, allowed_cpus, load_core
+from rillm.gguf import GGUFError, GGUFReader
+from rillm.models import LoadedModel, load_model
+from rillm.perplexity import cut_windows
+from rillm.prepare.errors import PrepareError
+from rillm.prepare.imatrix import ImportanceMatrix, read_imatrix, write_imatrix
+from rillm.tokenizer import Tokenizer
+
+SAVE_SECONDS = 60.0
+_BLOCK = 16
+_BATCH_TOKENS = 512
+_HEADS = ("output.weight", "token_embd.weight")  # a tied head goes by the embedding's name
+
+# float32, as in the file: a run that goes on from one gives the bits of an uninterrupted one.
+Sums = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """A file that was written."""
+
+    path: Path
+    num_chunks: int
+    num_tokens: int  # of this text
+    num_matrices: int
+    num_resumed: int  # chunks that an interrupted run had done
+
+
+def collect(
+    model: str | os.PathLike[str],
+    text: str,
+    out: str | os.PathLike[str],
+    *,
+    dataset: str = "",
+    context: int = 512,
+    max_chunks: int | None = None,
+    process_output: bool = False,
+    parse_special: bool = False,
+    add_to: ImportanceMatrix | None = None,
+    num_threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> CollectResult:
+    """Writes the importance matrix of the GGUF file `model` on `text` to `out`.
+
+    dataset: what the text is called in the file. parse_special: spellings of special tokens in the
+    text are those tokens. add_to: sums of other texts, which these are added to. progress: bytes of
+    weights loaded, in total. report: called with the chunks done (first those of an interrupted
+    run) and their number. Raises RillmError with one line; `out` is only ever a whole file.
+    """
+    out = Path(out)
+    if not out.absolute().parent.is_dir():
+        raise PrepareError(f"{out.parent}: no such folder; make it or give another output path")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise PrepareError(f"{out.parent}: cannot be written to; give another output path")
+    core = load_core()
+    with ExitStack() as stack:
+        reader = stack.enter_context(GGUFReader(model))
+        tokenizer = Tokenizer.from_gguf(reader.metadata)
+        chunks = [
+            window.token_ids
+            for window in cut_windows(
+                tokenizer.encode(text, add_special=True, parse_special=parse_special),
+                context,
+                bos_id=tokenizer.bos_id if tokenizer.add_bos else None,
+            )[:max_chunks]
+        ]
+        part = _Part(out, _identity(reader, chunks, process_output), dataset, context)
+        sums, done = part.read()
+        num_resumed = done
+        if report is not None:
+            report(done, len(chunks))
+        size = min(_BATCH_TOKENS, context)
+        team = stack.enter_context(core.team(num_threads or len(allowed_cpus())))
+        loaded = load_model(
+            reader, core, team, max_tokens=size, max_logits=size if process_output else 1,
+            num_blocks=-(-context // _BLOCK), block_size=_BLOCK, progress=progress,
+            observe=lambda name: process_output or name not in _HEADS,
+        )  # fmt: skip
+        stack.callback(loaded.close)
+        try:
+            saved = time.monotonic()
+            for number in range(done, len(chunks)):
+                steps = _run(loaded, chunks[number], size, process_output)
+                _add(loaded, steps, sums, reader.path)
+                done = number + 1
+                if report is not None:
+                    report(done, len(chunks))
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    part.write(sums, done)
+                    saved = time.monotonic()
+        except BaseException:
+            if done > num_resumed:
+                part.write(sums, done)
+            raise
+        names = _file_names(loaded, reader)
+    tokens = len(chunks) * context
+    totals = {names[name]: values for name, values in sums.items()}
+    counts = dict.fromkeys(totals, np.array([tokens], np.float32))
+    datasets, num_chunks = [dataset] if dataset else [], len(chunks)
+    if add_to is not None:
+        _check_same_model(add_to, totals)
+        totals = {name: add_to.sums[name][0] + values for name, values in totals.items()}
+        counts = {name: add_to.counts[name] + counts[name] for name in totals}
+        datasets = [*add_to.datasets, *datasets]
+        num_chunks += add_to.num_chunks
+    write_imatrix(out, totals, counts, datasets=datasets, num_chunks=num_chunks, chunk_size=context)
+    part.delete()
+    return CollectResult(out, num_chunks, tokens, len(totals), num_resumed)
+
+
+def _run(
+    model: LoadedModel, ids: list[int], size: int, process_output: bool
+) -> Iterator[NDArray[np.float32]]:
+    """Runs a chunk, `size` tokens a step; yields each step's sums, which the next overwrites."""
+    for start in range(0, len(ids), size):
+        stop = min(start + size, len(ids))
+        num_blocks = -(-stop // _BLOCK)
+        model.run(
+            Batch(
+                token_ids=array("i", ids[start:stop]),
+                positions=array("i", range(start, stop)),
+                slot_mapping=array("i", range(start, stop)),
+                cu_seqlens_q=array("i", [0, stop - start]),
+                context_lens=array("i", [stop]),
+                block_tables=array("i", range(num_blocks)),
+                max_blocks=num_blocks,
+                logits_rows=array("i", range(stop - start)) if process_output else array("i"),
+            )
+        )
+        yield np.asarray(model.sums())
+
+
+def _add(model: LoadedModel, steps: Iterator[NDArray[np.float32]], sums: Sums, where: str) -> None:
+    """Adds a chunk's sums, all or (where a value is not finite, or Ctrl-C comes) none of them."""
+    total = sum(step.astype(np.float64) for step in steps)
+    assert isinstance(total, np.ndarray)
+    if not np.isfinite(total).all():
+        name = next(n for n, place in model.observed.items() if not np.isfinite(total[place]).all())
+        raise PrepareError(f"{where}: the input of {name} holds NaN or infinity: it is damaged")
+    for name, place in model.observed.items():
+        chunk = total[place].astype(np.float32)
+        sums[name] = sums[name] + chunk if name in sums else chunk
+
+
+def _file_names(model: LoadedModel, reader: GGUFReader) -> dict[str, str]:
+    """Parameter -> tensor of the file; they differ where the head is the embedding."""
+    names = {name: name for name in model.observed}
+    if "output.weight" in names and "output.weight" not in reader.tensors:
+        names["output.weight"] = "token_embd.weight"
+    return names
+
+
+def _check_same_model(other: ImportanceMatrix, totals: dict[str, NDArray[np.float32]]) -> None:
+    for name, values in totals.items():
+        if name not in other.sums or other.sums[name].shape != (1, len(values)):
+            raise PrepareError(
+                f"the importance matrix to add to has no {name} of {len(values)} columns; it was "
+                "made with another model"
+            )
+
+
+def _identity(reader: GGUFReader, chunks: list[list[int]], process_output: bool) -> str:
+    """A hash of everything that the sums depend on: the model, the tokens and the options."""
+    digest = hashlib.sha256()
+    for path in reader.files:
+        status = path.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    for ids in chunks:
+        digest.update(array("i", ids).tobytes())
+    digest.update(f"{[len(ids) for ids in chunks[:1]]} {process_output}".encode())
+    return digest.hexdigest()[:12]
+
+
+class _Part:
+    """The sums of an interrupted run."""
+
+    def __init__(self, out: Path, identity: str, dataset: str, context: int) -> None:
+        self.path = out.with_name(f".{out.name}.{identity}.partial")
+        self._dataset, self._context = dataset, context
+
+    def read(self) -> tuple[Sums, int]:
+        """The sums and the chunks that they are of; nothing where there is no usable part."""
+        if not self.path.exists():
+            return {}, 0
+        try:
+            matrix = read_imatrix(self.path)
+        except (PrepareError, GGUFError):
+            return {}, 0
+        return {name: values[0] for name, values in matrix.sums.items()}, matrix.num_chunks
+
+    def write(self, sums: Sums, num_chunks: int) -> None:
+        """Replaces the part."""
+        count = np.array([num_chunks * self._context], np.float32)
+        write_imatrix(
+            self.path,
+            sums,
+            dict.fromkeys(sums, count),
+            datasets=[self._dataset],
+            num_chunks=num_chunks,
+            chunk_size=self._context,
+        )
+
+    def delete(self) -> None:
+        """The whole file is there."""
+        self.path.unlink(missing_ok=True)
