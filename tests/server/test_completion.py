@@ -197,6 +197,12 @@ def test_probabilities_before_sampling(server):
         assert bytes(item["bytes"]) == server.service.tokenizer.token_bytes(item["id"])
 
 
+def test_logprobs_must_be_a_number(server):
+    for path in ("/completion", "/v1/completions"):
+        error = server.post(path, {"prompt": "a", "logprobs": "x"}, 400)["error"]
+        assert error["message"].startswith("logprobs")
+
+
 def test_probabilities_after_sampling(server):
     reply = server.complete(
         "The", n_predict=4, n_probs=5, post_sampling_probs=True, temperature=1, seed=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -54,6 +55,40 @@ def test_gbnf_grammar(server):
         assert 2 <= len(number) <= 3
 
 
+@pytest.mark.parametrize("name", ["regex", "guided_regex"])
+def test_regular_expressions(server, name):
+    pattern = r"(Paris|北京): -?[0-9]{1,2}°C"
+    for seed in range(4):
+        fields = {name: pattern, "temperature": 2, "seed": seed}
+        assert re.fullmatch(pattern, server.complete(n_predict=40, **fields)["content"])
+        (choice,) = chat(server, max_tokens=40, **fields)["choices"]
+        assert re.fullmatch(pattern, choice["message"]["content"])
+
+
+def test_every_endpoint_obeys(server):
+    """None ignores a schema that it is given in the form of another."""
+    wanted = {"type": "json_schema", "json_schema": {"schema": PERSON}}
+    flat = {"type": "json_schema", "schema": PERSON}
+    body = {"prompt": "hello", "max_tokens": 400, "response_format": wanted, "seed": 1}
+    check_person(server.post("/completion", body)["content"])
+    check_person(server.post("/v1/completions", body)["choices"][0]["text"])
+    for fields in ({"output_config": {"format": flat}}, {"output_format": flat}):
+        reply = server.post("/v1/messages", {"messages": HELLO, "max_tokens": 400, **fields})
+        check_person(reply["content"][0]["text"])
+    text = {"format": {"name": "person", **flat}}
+    reply = server.post("/v1/responses", {"input": "x", "max_output_tokens": 400, "text": text})
+    check_person(reply["output"][0]["content"][0]["text"])
+    bad = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
+    for path, fields in (
+        ("/completion", {"prompt": "x", "response_format": bad}),
+        ("/v1/completions", {"prompt": "x", "response_format": {"type": "?"}}),
+        ("/v1/messages", {"messages": HELLO, "output_format": {"type": "?"}}),
+        ("/v1/messages", {"messages": HELLO, "output_config": {"format": {"type": "json_schema"}}}),
+        ("/v1/responses", {"input": "x", "text": {"format": {"type": "?"}}}),
+    ):
+        server.post(path, {"max_tokens": 2, "max_output_tokens": 2, **fields}, 400)
+
+
 def test_what_cannot_be_enforced_is_refused(server):
     for fields in (
         {"json_schema": {"type": "no such type"}},
@@ -63,6 +98,9 @@ def test_what_cannot_be_enforced_is_refused(server):
         {"grammar": "root ::= nowhere"},
         {"grammar": 'root ::= "a"', "json_schema": {}},
         {"grammar": "x" * 300_000},
+        {"regex": "a{2"},
+        {"regex": "(?=look)ahead"},
+        {"regex": "a", "json_schema": {}},
         {"ignore_eos": True, "json_schema": {}},
     ):
         error = server.post("/completion", {"prompt": "x", **fields}, 400)["error"]

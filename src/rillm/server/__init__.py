@@ -4,7 +4,9 @@
     app.py            the route table
     config.py         everything that can be set
     gate.py           before every route: CORS, readiness, keys, the access log
+    connection.py     limits for clients that send or read too slowly
     service.py        a loaded model, and what is running on it
+    models_pool.py    several of them: loaded when asked for, unloaded when room is needed
     schema.py         the fields of requests, checked
     jobs.py           from a request to running sequences and their results
     chat_task.py      the same for chats: template, tools, thinking, constraints

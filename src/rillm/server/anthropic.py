@@ -89,6 +89,9 @@ def to_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         chat["max_tokens"] = fields.max_tokens
     if fields.stop_sequences:
         chat["stop"] = fields.stop_sequences
+    output_format = fields.output_config.get("format") or fields.output_format
+    if output_format is not None:
+        chat["response_format"] = _response_format(output_format)
     if fields.thinking.get("type") == "disabled":
         chat["chat_template_kwargs"] = without_thinking(body)
     chat["tools"] = [
@@ -105,6 +108,12 @@ def to_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     chat["tool_choice"] = _tool_choice(fields.tool_choice)
     chat["parallel_tool_calls"] = not fields.tool_choice.get("disable_parallel_tool_use", True)
     return chat
+
+
+def _response_format(asked: object) -> dict[str, Any]:
+    if not isinstance(asked, dict) or asked.get("type") != "json_schema":
+        raise FieldError("output_config.format", "must be of type json_schema")
+    return {"type": "json_schema", "json_schema": {"schema": asked.get("schema")}}
 
 
 def _tool_choice(choice: Mapping[str, Any]) -> str | dict[str, Any]:

@@ -14,9 +14,14 @@ from typing import Any
 
 from rillm.server.config import REASONING_FORMATS
 from rillm.server.errors import ApiError, FieldError
-from rillm.server.grammar import GrammarSource, json_source, schema_text
+from rillm.server.grammar import (
+    GrammarSource,
+    requested_source,
+    response_format_source,
+    schema_text,
+)
 from rillm.server.jobs import Part, Plan, Prompt, make_plan
-from rillm.server.schema import ChatBody
+from rillm.server.schema import ChatBody, Controls
 from rillm.server.service import Service
 from rillm.server.thinking import CLOSE, OPEN, ThinkingSplitter
 from rillm.server.tool_calls import ToolCall, ToolCallParser
@@ -71,13 +76,13 @@ async def chat_task(service: Service, body: Mapping[str, Any]) -> ChatTask:
     if reasoning not in REASONING_FORMATS:
         known = ", ".join(REASONING_FORMATS)
         raise FieldError("reasoning_format", f"must be one of {known}")
-    source = _grammar_source(fields)
+    source = response_format_source(fields.response_format)
     forced = _forced_tools(fields)
     if forced is not None:
         if source is not None:
             raise FieldError("response_format", "cannot be combined with a required tool call")
         source = _tool_grammar(service, fields, forced)
-    is_free = source is None and "grammar" not in body and "json_schema" not in body
+    is_free = source is None and requested_source(Controls.parse(body)) is None
     rendered = await asyncio.to_thread(_render, service, fields)
     ids, begins_after = rendered.ids, None
     opens_thinking = rendered.opens_thinking
@@ -222,27 +227,6 @@ def _tool_grammar(service: Service, fields: ChatBody, tools: list[dict[str, Any]
     if fields.parallel_tool_calls and _ASSISTANT in service.tokenizer.specials:
         more = f" ({_ASSISTANT} {one})*"
     return GrammarSource("lark", "\n".join([f"start: {one}{more}", *rules]), "tools")
-
-
-def _grammar_source(fields: ChatBody) -> GrammarSource | None:
-    asked = fields.response_format
-    if asked is None:
-        return None
-    kind = asked.get("type")
-    if kind in (None, "text"):
-        return None
-    if kind == "json_object":
-        schema = asked.get("schema") or {}
-    elif kind == "json_schema":
-        inner = asked.get("json_schema", asked)
-        schema = inner.get("schema") if isinstance(inner, Mapping) else None
-        if schema is None:
-            raise FieldError("response_format", "json_schema.schema is missing")
-    else:
-        raise FieldError("response_format", f"type {kind!r:.40} is not known")
-    if not isinstance(schema, (dict, bool)):
-        raise FieldError("response_format", "the schema must be a JSON object")
-    return json_source(schema, "response_format")
 
 
 class AnswerReader:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rillm.engine.outputs import PromptProgress, Timings
+from rillm.server.grammar import response_format_source
 from rillm.server.jobs import Job, Part, Plan, Prompt, finish_all, make_plan, merged, start
 from rillm.server.json_io import JSONReply, read_object
 from rillm.server.probabilities import probability_list
@@ -24,7 +25,8 @@ async def completion(request: Request) -> Response:
     body = await read_object(request)
     service = await service_for(request, body)
     fields = CompletionBody.parse(body)
-    plan = await make_plan(service, body)
+    source = response_format_source(fields.response_format)
+    plan = await make_plan(service, body, source=source)
     prompts, is_many = await read_prompts(service, fields)
     return await answer(request, service, plan, prompts, is_many=is_many)
 

@@ -154,14 +154,38 @@ def schema_text(schema: Mapping[str, Any] | bool) -> str:
 
 
 def requested_source(controls: Controls) -> GrammarSource | None:
-    """The grammar or JSON schema of a request's fields."""
-    if controls.grammar and controls.json_schema is not None:
-        raise FieldError("grammar", "a request may have a grammar or a json_schema, not both")
+    """The grammar, JSON schema or regular expression of a request's fields."""
+    asked: list[GrammarSource] = []
     if controls.grammar:
-        return GrammarSource("gbnf", controls.grammar, "grammar")
+        asked.append(GrammarSource("gbnf", controls.grammar, "grammar"))
     if controls.json_schema is not None:
-        return json_source(controls.json_schema, "json_schema")
-    return None
+        asked.append(json_source(controls.json_schema, "json_schema"))
+    if controls.regex:
+        asked.append(GrammarSource("regex", controls.regex, "regex"))
+    if len(asked) > 1:
+        raise FieldError(asked[0].field, f"cannot be combined with {asked[1].field}")
+    return asked[0] if asked else None
+
+
+def response_format_source(asked: Mapping[str, Any] | None) -> GrammarSource | None:
+    """OpenAI's response_format."""
+    if asked is None:
+        return None
+    kind = asked.get("type")
+    if kind in (None, "text"):
+        return None
+    if kind == "json_object":
+        schema = asked.get("schema") or {}
+    elif kind == "json_schema":
+        inner = asked.get("json_schema", asked)
+        schema = inner.get("schema") if isinstance(inner, Mapping) else None
+        if schema is None:
+            raise FieldError("response_format", "json_schema.schema is missing")
+    else:
+        raise FieldError("response_format", f"type {kind!r:.40} is not known")
+    if not isinstance(schema, (dict, bool)):
+        raise FieldError("response_format", "the schema must be a JSON object")
+    return json_source(schema, "response_format")
 
 
 async def compile_grammar(
@@ -178,4 +202,8 @@ async def compile_grammar(
 
 def _one_line(error: object) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    if not lines:
+        return type(error).__name__
+    # "regex parse error:", the expression, a pointer into it, and then what is wrong with it.
+    reason = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and lines[1:] else lines[0]
+    return reason[:300]

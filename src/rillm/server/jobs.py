@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any
 
 from rillm.engine.outputs import Finish, PromptProgress, Timings, TokenProbs
@@ -69,7 +70,9 @@ async def make_plan(
     _limit("dry_sequence_breakers", body.get("dry_sequence_breakers"), config.max_breakers)
     fields = {**config.sampling, **body}
     logprobs = body.get("logprobs")
-    if "n_probs" not in body and isinstance(logprobs, int) and not isinstance(logprobs, bool):
+    if "n_probs" not in body and not isinstance(logprobs, (bool, NoneType)):
+        if not isinstance(logprobs, int):
+            raise FieldError("logprobs", "must be an integer")
         fields["n_probs"] = logprobs
     sampling = SamplingParams.from_mapping(fields)
     if sampling.n_probs > config.max_probs:

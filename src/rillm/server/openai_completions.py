@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from rillm.engine.outputs import TokenProbs
 from rillm.server.completion import close_all
+from rillm.server.grammar import response_format_source
 from rillm.server.jobs import Job, finish_all, make_plan, merged, start
 from rillm.server.json_io import JSONReply, read_object
 from rillm.server.openai import envelope, finish_reason, logprobs, new_id, usage
@@ -33,7 +34,8 @@ async def openai_completions(request: Request) -> Response:
     num_top = _num_top(body)
     if num_top == 0:  # only the tokens' own
         body["n_probs"] = 1
-    plan = await make_plan(service, body)
+    source = response_format_source(fields.response_format)
+    plan = await make_plan(service, body, source=source)
     if fields.echo and num_top is not None:
         plan = replace(plan, prompt_probs=num_top)
     prompts, _ = await read_prompts(service, fields)

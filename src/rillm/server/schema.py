@@ -82,6 +82,7 @@ class Controls(Schema):
     stream_options: StreamOptions = StreamOptions()
     grammar: str = ""
     json_schema: dict[str, Any] | bool | None = None
+    regex: str = Field("", validation_alias=AliasChoices("regex", "guided_regex"))
 
 
 class CompletionBody(Schema):
@@ -89,6 +90,7 @@ class CompletionBody(Schema):
 
     prompt: Prompt
     echo: bool = False
+    response_format: dict[str, Any] | None = None
 
 
 class EmbeddingBody(Schema):
@@ -154,6 +156,8 @@ class AnthropicBody(Schema):
     tools: list[dict[str, Any]] = []
     tool_choice: dict[str, Any] = {}
     thinking: dict[str, Any] = {}
+    output_config: dict[str, Any] = {}
+    output_format: dict[str, Any] | None = None  # what output_config.format was called before
 
 
 class ResponsesBody(Schema):
