@@ -36,8 +36,17 @@ _BLOCK = 16
 _BATCH_TOKENS = 512
 _HEADS = ("output.weight", "token_embd.weight")  # a tied head goes by the embedding's name
 
-# float32, as in the file: a run that goes on from one gives the bits of an uninterrupted one.
-Sums = dict[str, NDArray[np.float32]]
+
+@dataclass(frozen=True)
+class _State:
+    """What has been measured.
+
+    Sums are float32, as in the file: a run that goes on from one gives the bits of an
+    uninterrupted one.
+    """
+
+    sums: dict[str, NDArray[np.float32]]  # parameter -> [cols]
+    num_chunks: int
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,11 @@ def collect(
             )[:max_chunks]
         ]
         part = _Part(out, _identity(reader, chunks, process_output), dataset, context)
-        sums, done = part.read()
-        num_resumed = done
+        # One name for both, so that an interrupt finds the sums of as many chunks as it says.
+        state = part.read()
+        num_resumed = state.num_chunks
         if report is not None:
-            report(done, len(chunks))
+            report(num_resumed, len(chunks))
         size = min(_BATCH_TOKENS, context)
         team = stack.enter_context(core.team(num_threads or len(allowed_cpus())))
         loaded = load_model(
@@ -103,28 +113,28 @@ def collect(
             observe=lambda name: process_output or name not in _HEADS,
         )  # fmt: skip
         stack.callback(loaded.close)
+        names = _file_names(loaded, reader)
+        if add_to is not None:
+            _check_same_model(add_to, loaded, names)
         try:
             saved = time.monotonic()
-            for number in range(done, len(chunks)):
-                steps = _run(loaded, chunks[number], size, process_output)
-                _add(loaded, steps, sums, reader.path)
-                done = number + 1
+            for ids in chunks[num_resumed:]:
+                steps = _run(loaded, ids, size, process_output)
+                state = _added(loaded, steps, state, reader.path)
                 if report is not None:
-                    report(done, len(chunks))
+                    report(state.num_chunks, len(chunks))
                 if time.monotonic() - saved > SAVE_SECONDS:
-                    part.write(sums, done)
+                    part.write(state)
                     saved = time.monotonic()
         except BaseException:
-            if done > num_resumed:
-                part.write(sums, done)
+            if state.num_chunks > num_resumed:
+                part.write(state)
             raise
-        names = _file_names(loaded, reader)
     tokens = len(chunks) * context
-    totals = {names[name]: values for name, values in sums.items()}
+    totals = {names[name]: values for name, values in state.sums.items()}
     counts = dict.fromkeys(totals, np.array([tokens], np.float32))
     datasets, num_chunks = [dataset] if dataset else [], len(chunks)
     if add_to is not None:
-        _check_same_model(add_to, totals)
         totals = {name: add_to.sums[name][0] + values for name, values in totals.items()}
         counts = {name: add_to.counts[name] + counts[name] for name in totals}
         datasets = [*add_to.datasets, *datasets]
@@ -156,16 +166,18 @@ def _run(
         yield np.asarray(model.sums())
 
 
-def _add(model: LoadedModel, steps: Iterator[NDArray[np.float32]], sums: Sums, where: str) -> None:
-    """Adds a chunk's sums, all or (where a value is not finite, or Ctrl-C comes) none of them."""
+def _added(
+    model: LoadedModel, steps: Iterator[NDArray[np.float32]], state: _State, where: str
+) -> _State:
+    """The state with one more chunk. PrepareError where a value is not finite."""
     total = sum(step.astype(np.float64) for step in steps)
     assert isinstance(total, np.ndarray)
     if not np.isfinite(total).all():
         name = next(n for n, place in model.observed.items() if not np.isfinite(total[place]).all())
         raise PrepareError(f"{where}: the input of {name} holds NaN or infinity: it is damaged")
-    for name, place in model.observed.items():
-        chunk = total[place].astype(np.float32)
-        sums[name] = sums[name] + chunk if name in sums else chunk
+    chunk = {name: total[place].astype(np.float32) for name, place in model.observed.items()}
+    sums = {n: state.sums[n] + c if n in state.sums else c for n, c in chunk.items()}
+    return _State(sums, state.num_chunks + 1)
 
 
 def _file_names(model: LoadedModel, reader: GGUFReader) -> dict[str, str]:
@@ -176,12 +188,13 @@ def _file_names(model: LoadedModel, reader: GGUFReader) -> dict[str, str]:
     return names
 
 
-def _check_same_model(other: ImportanceMatrix, totals: dict[str, NDArray[np.float32]]) -> None:
-    for name, values in totals.items():
-        if name not in other.sums or other.sums[name].shape != (1, len(values)):
+def _check_same_model(other: ImportanceMatrix, model: LoadedModel, names: dict[str, str]) -> None:
+    for parameter, place in model.observed.items():
+        name, width = names[parameter], place.stop - place.start
+        if name not in other.sums or other.sums[name].shape != (1, width):
             raise PrepareError(
-                f"the importance matrix to add to has no {name} of {len(values)} columns; it was "
-                "made with another model"
+                f"the importance matrix to add to has no {name} of {width} columns; it was made "
+                "with another model"
             )
 
 
@@ -204,25 +217,25 @@ class _Part:
         self.path = out.with_name(f".{out.name}.{identity}.partial")
         self._dataset, self._context = dataset, context
 
-    def read(self) -> tuple[Sums, int]:
-        """The sums and the chunks that they are of; nothing where there is no usable part."""
+    def read(self) -> _State:
+        """What was measured; nothing where there is no usable part."""
         if not self.path.exists():
-            return {}, 0
+            return _State({}, 0)
         try:
             matrix = read_imatrix(self.path)
         except (PrepareError, GGUFError):
-            return {}, 0
-        return {name: values[0] for name, values in matrix.sums.items()}, matrix.num_chunks
+            return _State({}, 0)
+        return _State({n: values[0] for n, values in matrix.sums.items()}, matrix.num_chunks)
 
-    def write(self, sums: Sums, num_chunks: int) -> None:
+    def write(self, state: _State) -> None:
         """Replaces the part."""
-        count = np.array([num_chunks * self._context], np.float32)
+        count = np.array([state.num_chunks * self._context], np.float32)
         write_imatrix(
             self.path,
-            sums,
-            dict.fromkeys(sums, count),
+            state.sums,
+            dict.fromkeys(state.sums, count),
             datasets=[self._dataset],
-            num_chunks=num_chunks,
+            num_chunks=state.num_chunks,
             chunk_size=self._context,
         )
 
