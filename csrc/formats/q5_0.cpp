@@ -9,8 +9,7 @@ namespace rillm::q5_0 {
 
 void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[0] = load_u16(block);
-  unpack_nibbles(block + 6, codes);
-  unpack_fifth_bits(load_u32(block + 2), codes);
+  unpack_nibbles(block + 6, codes, load_u32(block + 2));
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {

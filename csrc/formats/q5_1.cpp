@@ -10,8 +10,7 @@ namespace rillm::q5_1 {
 void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[0] = load_u16(block);
   scales->half[1] = load_u16(block + 2);
-  unpack_nibbles(block + 8, codes);
-  unpack_fifth_bits(load_u32(block + 4), codes);
+  unpack_nibbles(block + 8, codes, load_u32(block + 4));
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {

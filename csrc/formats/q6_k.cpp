@@ -13,7 +13,7 @@ void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[0] = load_u16(block + 208);
   std::memcpy(scales->bytes, block + 192, 16);
   unpack_low_bits<64>(block, codes);
-  add_two_bits(block + 128, 4, codes);
+  add_bits<2>(block + 128, 4, codes);
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
@@ -35,7 +35,7 @@ void encode(const SubBlocks<16>& subs, uint8_t* block) {
   uint8_t codes[kLanes * 16];
   round_codes(subs, kGrid, super.rounded, codes);
   pack_low_bits<64>(codes, block);
-  pack_two_bits(codes, 4, block + 128);
+  pack_bits<2>(codes, 4, block + 128);
   std::memcpy(block + 192, super.scale, 16);
   store_half(block + 208, super.d[0]);
 }
