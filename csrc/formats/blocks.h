@@ -11,7 +11,11 @@ namespace rillm {
 
 inline constexpr int kSuperBlock = 256;  // weights in a block of a K-quant
 
-inline uint16_t load_u16(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
+inline uint16_t load_u16(const uint8_t* p) {
+  uint16_t value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
 inline uint32_t load_u32(const uint8_t* p) {
   return load_u16(p) | static_cast<uint32_t>(load_u16(p + 2)) << 16;
 }

@@ -23,10 +23,8 @@ void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
 namespace {
 
 void encode(const SubBlocks<16>& subs, uint8_t* block) {
-  AffineFit fit;
-  search_affine(subs, 3.0f, MinRange::NotPositive, &fit);
   SuperAffine super;
-  choose_super_affine(subs, 3.0f, fit, 15.0f, &super);
+  search_super_affine(subs, 3.0f, 15.0f, &super);
   uint8_t codes[kLanes * 16];
   round_affine_codes(subs, 3.0f, super.rounded_scale, super.rounded_min, codes);
   for (int i = 0; i < 16; ++i) {

@@ -27,10 +27,8 @@ constexpr UniformGrid kGrid{-4.0f, 3.0f};
 constexpr float kTargets[] = {-4.7f, -4.4f, -4.1f, -3.8f, -3.5f, 2.7f, 3.0f, 3.3f, 3.6f, 3.9f};
 
 void encode(const SubBlocks<16>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
   SuperScale super;
-  choose_super_scale(subs, kGrid, fit, -32.0f, 31.0f, &super);
+  search_super_scale(subs, kGrid, kTargets, -32.0f, 31.0f, &super);
   uint8_t codes[kLanes * 16];
   round_codes(subs, kGrid, super.rounded, codes);
   pack_bits<1>(codes, 2, block);

@@ -28,10 +28,8 @@ constexpr float kTargets[] = {-33.25f, -33.0f, -32.75f, -32.5f, -32.25f, -32.0f,
                               31.0f,   31.25f, 31.5f,   31.75f, 32.0f,   32.25f, 32.5f,   32.75f};
 
 void encode(const SubBlocks<16>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
   SuperScale super;
-  choose_super_scale(subs, kGrid, fit, -128.0f, 127.0f, &super);
+  search_super_scale(subs, kGrid, kTargets, -128.0f, 127.0f, &super);
   uint8_t codes[kLanes * 16];
   round_codes(subs, kGrid, super.rounded, codes);
   pack_low_bits<64>(codes, block);
