@@ -26,13 +26,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compare import git_commit
+from record import record
 
 from rillm.bench import cpu_name
 from rillm.core import load_core
 from rillm.prepare.dummy import write_dummy
 
-RESULTS = Path(__file__).parent / "results" / "load.jsonl"
 PHASES = ("imports", "header", "tokenizer", "weights", "token")
 
 
@@ -92,9 +91,6 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
     arguments = [sys.executable, __file__, "--child", str(path), str(threads), str(time.time())]
     run = subprocess.run(arguments, capture_output=True, text=True, check=True)
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": git_commit(),
-        "cpu": cpu_name(),
         "threads": threads,
         "file": path.name,
         "file_bytes": path.stat().st_size,
@@ -127,8 +123,8 @@ def main() -> None:
         read_once(path)
         take_memory(path.stat().st_size)
         rows = [measure(path, arguments.threads) for _ in range(arguments.rounds)]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    for row in rows:
+        record("load", **row)
     median = {
         name: statistics.median(row[name] for row in rows)
         for name in ("read_once", "take_memory", *PHASES, "total")

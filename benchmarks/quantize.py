@@ -13,7 +13,6 @@ appended to benchmarks/results/quantize.jsonl. A llama-quantize that sees anothe
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import statistics
@@ -25,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import git_commit
 from numpy.typing import NDArray
+from record import record
 
 from rillm.bench import cpu_name
 from rillm.core import load_core
@@ -34,7 +33,6 @@ from rillm.gguf import GGUFReader
 from rillm.prepare import dummy
 from rillm.prepare.imatrix import write_imatrix
 
-RESULTS = Path(__file__).parent / "results" / "quantize.jsonl"
 TYPES = "Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS"
 MEASURED = "blk.0.attn_output.weight"
 
@@ -131,9 +129,6 @@ def main() -> None:
                 for engine, command in commands.items():
                     times[engine].append(run_time(command))
             row: dict[str, Any] = {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "commit": git_commit(),
-                "cpu": cpu_name(),
                 "threads": arguments.threads,
                 "type": type_name,
                 "source_bytes": (folder / "source.gguf").stat().st_size,
@@ -142,8 +137,7 @@ def main() -> None:
             for engine, seconds in times.items():
                 row[f"{engine}_seconds"] = statistics.median(seconds)
                 row[f"{engine}_error"] = error(folder / f"{engine}.gguf")
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            record("quantize", **row)
             print(
                 f"| {type_name} | {row['llama_seconds']:.2f} s | {row['rillm_seconds']:.2f} s "
                 f"| {row['llama_seconds'] / row['rillm_seconds']:.1f} "
