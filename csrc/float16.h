@@ -9,17 +9,17 @@
 
 namespace rillm {
 
+// Selects by masks and not by branches, so that loops of it become vectors.
 inline float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
-  if (magnitude >= 0x7c00u) {  // infinity, or NaN with its payload kept
-    return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  }
-  if (magnitude < 0x400u) {  // zero and subnormals: an exact multiple of 2^-24
-    const float value = static_cast<float>(magnitude) * 0x1p-24f;
-    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
-  }
-  return std::bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+  const uint32_t is_small = 0u - static_cast<uint32_t>(magnitude < 0x400u);
+  const uint32_t is_special = 0u - static_cast<uint32_t>(magnitude >= 0x7c00u);
+  // Zero and subnormals are an exact multiple of 2^-24. Infinity and NaN keep their payload.
+  const float small = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
+  const uint32_t normal = (magnitude << 13) + 0x38000000u + (0x38000000u & is_special);
+  const uint32_t bits = (std::bit_cast<uint32_t>(small) & is_small) | (normal & ~is_small);
+  return std::bit_cast<float>(sign | bits);
 }
 
 inline uint16_t float_to_half(float f) {

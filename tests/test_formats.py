@@ -137,13 +137,10 @@ def test_importance_moves_error_to_columns_that_matter_less(name):
     assert relative_error(weights[:, ::4], weighted[:, ::4]) < 0.95 * relative_error(
         weights[:, ::4], plain[:, ::4]
     )
-    uniform = np.full(512, 3e-5, np.float32)  # any constant: as if there were none
-    got = relative_error(weights, round_trip(name, weights, uniform))
-    assert got == pytest.approx(relative_error(weights, plain), rel=1e-3)
-    ignored = round_trip(name, weights, np.zeros(512, np.float32))
-    assert relative_error(weights, ignored) == pytest.approx(
-        relative_error(weights, plain), rel=1e-3
-    )
+    for constant in (3e-5, 0.0):  # as if there were none; but where it is given, more is tried
+        got = round_trip(name, weights, np.full(512, constant, np.float32))
+        ratio = relative_error(weights, got) / relative_error(weights, plain)
+        assert 0.92 < ratio < 1.001
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

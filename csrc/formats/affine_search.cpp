@@ -5,20 +5,28 @@
 namespace rillm {
 namespace {
 
+// Any min (the formats of 32 weights), or only min <= 0 (the K-quants).
+enum class MinRange { Any, NotPositive };
+
+struct AffineFit {
+  Lanes scale, min;
+  Lanes qq, q, one;  // sums of w * q * q, w * q, w: the curvature of the squared error
+};
+
 struct Sums {
   Lanes q, qq, xq;  // sums of w * q, w * q * q, w * x * q
 };
 
 // The sums for least squares when q is the integer nearest to (x - min) * inverse.
-template <int kSize>
-[[gnu::noinline]] void sum_products(const SubBlocks<kSize>& subs, const float high,
-                                    const Lanes& inverse, const Lanes& min, Sums* sums) {
+template <bool kWeighted, int kSize>
+[[gnu::noinline]] void sum_products_of(const SubBlocks<kSize>& subs, const float high,
+                                       const Lanes& inverse, const Lanes& min, Sums* sums) {
   for (int l = 0; l < kLanes; ++l) {
     float q_sum = 0.0f, qq_sum = 0.0f, xq_sum = 0.0f;
     for (int i = 0; i < kSize; ++i) {
       const float x = subs.x[i].v[l];
       const float q = round_to_int(clamp((x - min.v[l]) * inverse.v[l], 0.0f, high));
-      const float wq = subs.w[i].v[l] * q;
+      const float wq = kWeighted ? subs.w[i].v[l] * q : q;
       q_sum += wq;
       qq_sum += wq * q;
       xq_sum += wq * x;
@@ -26,6 +34,16 @@ template <int kSize>
     sums->q.v[l] = q_sum;
     sums->qq.v[l] = qq_sum;
     sums->xq.v[l] = xq_sum;
+  }
+}
+
+template <int kSize>
+void sum_products(const SubBlocks<kSize>& subs, const float high, const Lanes& inverse,
+                  const Lanes& min, Sums* sums) {
+  if (subs.has_importance) {
+    sum_products_of<true>(subs, high, inverse, min, sums);
+  } else {
+    sum_products_of<false>(subs, high, inverse, min, sums);
   }
 }
 
@@ -180,10 +198,9 @@ void refit(const Sums& sums, const Range& range, const Lanes& scale, const Lanes
   for (int l = first; l < first + kCount; ++l) (*dmin)[l] = fitted_dmin;
 }
 
-}  // namespace
-
 template <int kSize>
-void search_affine(const SubBlocks<kSize>& subs, float high, MinRange allowed, AffineFit* fit) {
+void search_affine(const SubBlocks<kSize>& subs, float high, MinRange allowed, Effort effort,
+                   AffineFit* fit) {
   const float limit = allowed == MinRange::NotPositive ? 0.0f : kLargestWeight;
   Range range;
   find_range(subs, &range);
@@ -211,6 +228,11 @@ void search_affine(const SubBlocks<kSize>& subs, float high, MinRange allowed, A
     }
     try_codes();
   };
+  if (effort == Effort::Quick) {
+    try_range(0.0f, 0.0f);
+    try_range(0.6f, 0.6f);
+    return;
+  }
   constexpr float kExcess[] = {-0.25f, 0.0f, 0.3f, 0.6f, 1.0f};
   for (const float low_excess : kExcess) {
     for (const float high_excess : kExcess) try_range(low_excess, high_excess);
@@ -221,9 +243,20 @@ void search_affine(const SubBlocks<kSize>& subs, float high, MinRange allowed, A
   try_codes();
 }
 
+}  // namespace
+
 template <int kSize>
-void choose_half_affine(const SubBlocks<kSize>& subs, float high, const AffineFit& fit,
-                        Lanes* scale, Lanes* min) {
+void search_half_affine(const SubBlocks<kSize>& subs, float high, Effort effort, Lanes* scale,
+                        Lanes* min) {
+  AffineFit fit;
+  search_affine(subs, high, MinRange::Any, effort, &fit);
+  if (effort == Effort::Quick) {
+    for (int l = 0; l < kLanes; ++l) {
+      scale->v[l] = nearest_nonzero_half(fit.scale.v[l]);
+      min->v[l] = nearest_half(moved_min(fit, l, scale->v[l]));
+    }
+    return;
+  }
   Lanes best_error = filled(std::numeric_limits<float>::infinity()), error, trial_scale, trial_min;
   *scale = *min = filled(0.0f);
   for (const float scale_step : {0.0f, -1.0f, 1.0f}) {
@@ -239,8 +272,9 @@ void choose_half_affine(const SubBlocks<kSize>& subs, float high, const AffineFi
 }
 
 template <int kSize>
-void choose_super_affine(const SubBlocks<kSize>& subs, float high, const AffineFit& fit,
-                         float limit, SuperAffine* out) {
+void search_super_affine(const SubBlocks<kSize>& subs, float high, float limit, SuperAffine* out) {
+  AffineFit fit;
+  search_affine(subs, high, MinRange::NotPositive, Effort::Full, &fit);
   constexpr int kCount = 256 / kSize;  // lanes of a super-block
   Lanes d, dmin, scale, min;           // of each lane; the last two are integers
   round_fit<kCount>(fit, limit, &d, &dmin, &scale, &min);
@@ -304,22 +338,17 @@ void round_affine_codes(const SubBlocks<kSize>& subs, float high, const Lanes& s
                         const Lanes& min, uint8_t* codes) {
   Lanes inverse;
   invert(scale, &inverse);
-  uint8_t lanes[kSize][kLanes];
-  for (int i = 0; i < kSize; ++i) {
-    for (int l = 0; l < kLanes; ++l) {
-      const float q = round_to_int(clamp((subs.x[i].v[l] - min.v[l]) * inverse.v[l], 0.0f, high));
-      lanes[i][l] = static_cast<uint8_t>(static_cast<int32_t>(q));
+  for (int l = 0; l < kLanes; ++l, codes += kSize) {
+    for (int i = 0; i < kSize; ++i) {
+      const float q = round_to_int(clamp((subs.rows[l][i] - min.v[l]) * inverse.v[l], 0.0f, high));
+      codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q));
     }
   }
-  transpose_codes(lanes, codes);
 }
 
 #define RILLM_INSTANTIATE(kSize)                                                               \
-  template void search_affine(const SubBlocks<kSize>&, float, MinRange, AffineFit*);           \
-  template void choose_half_affine(const SubBlocks<kSize>&, float, const AffineFit&, Lanes*,   \
-                                   Lanes*);                                                    \
-  template void choose_super_affine(const SubBlocks<kSize>&, float, const AffineFit&, float,   \
-                                    SuperAffine*);                                             \
+  template void search_half_affine(const SubBlocks<kSize>&, float, Effort, Lanes*, Lanes*);    \
+  template void search_super_affine(const SubBlocks<kSize>&, float, float, SuperAffine*);      \
   template void round_affine_codes(const SubBlocks<kSize>&, float, const Lanes&, const Lanes&, \
                                    uint8_t*);
 RILLM_INSTANTIATE(16)

@@ -5,21 +5,14 @@
 
 namespace rillm {
 
-struct AffineFit {
-  Lanes scale, min;
-  Lanes qq, q, one;  // sums of w * q * q, w * q, w: the curvature of the squared error
-};
+// Quick: two ranges of codes and the nearest halfs. Full: 26 ranges, and the neighbours of the
+// halfs.
+enum class Effort { Quick, Full };
 
-// Any min (the formats of 32 weights), or only min <= 0 (the K-quants).
-enum class MinRange { Any, NotPositive };
-
+// Scale and min of each lane, as halfs.
 template <int kSize>
-void search_affine(const SubBlocks<kSize>& subs, float high, MinRange range, AffineFit* fit);
-
-// Makes scale and min of each lane halfs.
-template <int kSize>
-void choose_half_affine(const SubBlocks<kSize>& subs, float high, const AffineFit& fit,
-                        Lanes* scale, Lanes* min);
+void search_half_affine(const SubBlocks<kSize>& subs, float high, Effort effort, Lanes* scale,
+                        Lanes* min);
 
 struct SuperAffine {
   float d[2], dmin[2];                 // halfs, one for each super-block of the group
@@ -27,10 +20,9 @@ struct SuperAffine {
   Lanes rounded_scale, rounded_min;    // those products
 };
 
-// Super-blocks of 256 weights; integer scales and mins in [0, limit].
+// Super-blocks of 256 weights; min <= 0, integer scales and mins in [0, limit].
 template <int kSize>
-void choose_super_affine(const SubBlocks<kSize>& subs, float high, const AffineFit& fit,
-                         float limit, SuperAffine* out);
+void search_super_affine(const SubBlocks<kSize>& subs, float high, float limit, SuperAffine* out);
 
 // Codes in weight order: [lane][kSize].
 template <int kSize>

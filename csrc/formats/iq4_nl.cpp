@@ -24,13 +24,12 @@ constexpr float kTargets[] = {-140.0f, -135.0f, -130.0f, -127.0f, -124.0f, -120.
                               113.0f,  116.0f,  120.0f,  125.0f};
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
-  choose_half_scale(subs, kGrid, &fit.scale);
+  Lanes scale;
+  search_half_scale(subs, kGrid, kTargets, &scale);
   uint8_t codes[kLanes * 32];
-  round_codes(subs, kGrid, fit.scale, codes);
+  round_codes(subs, kGrid, scale, codes);
   for (int lane = 0; lane < kLanes; ++lane, block += 18) {
-    store_half(block, fit.scale[lane]);
+    store_half(block, scale[lane]);
     pack_nibbles(codes + lane * 32, block + 2);
   }
 }

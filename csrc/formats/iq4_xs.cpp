@@ -27,10 +27,8 @@ constexpr float kTargets[] = {-140.0f, -135.0f, -130.0f, -127.0f, -124.0f, -120.
                               113.0f,  116.0f,  120.0f,  125.0f};
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
   SuperScale super;
-  choose_super_scale(subs, kGrid, fit, -32.0f, 31.0f, &super);
+  search_super_scale(subs, kGrid, kTargets, -32.0f, 31.0f, &super);
   uint8_t codes[kLanes * 32];
   round_codes(subs, kGrid, super.rounded, codes);
   for (int s = 0; s < 2; ++s, block += 136) {

@@ -11,51 +11,47 @@ namespace rillm {
 template <int kRun>
 void unpack_low_bits(const uint8_t* bytes, uint8_t* codes) {
   for (int run = 0; run < 128; run += kRun, codes += 2 * kRun) {
-    for (int i = 0; i < kRun; ++i) codes[i] = bytes[run + i] & 15;
-    for (int i = 0; i < kRun; ++i) codes[kRun + i] = bytes[run + i] >> 4;
+    for (int i = 0; i < kRun; i += 8) {
+      const uint64_t word = load_word(bytes + run + i);
+      store_word(codes + i, word & in_every_byte(15));
+      store_word(codes + kRun + i, word >> 4 & in_every_byte(15));
+    }
   }
 }
 template <int kRun>
 void pack_low_bits(const uint8_t* codes, uint8_t* bytes) {
   for (int run = 0; run < 128; run += kRun, codes += 2 * kRun) {
-    for (int i = 0; i < kRun; ++i) {
-      bytes[run + i] = static_cast<uint8_t>((codes[i] & 15) | (codes[kRun + i] & 15) << 4);
+    for (int i = 0; i < kRun; i += 8) {
+      const uint64_t low = load_word(codes + i) & in_every_byte(15);
+      store_word(bytes + run + i, low | (load_word(codes + kRun + i) & in_every_byte(15)) << 4);
     }
   }
 }
 
-// 2 bits in 64 bytes: bits 2s of byte 32h + i are of code 128h + 32s + i (Q2_K, Q3_K, Q6_K).
-inline void add_two_bits(const uint8_t* bytes, int place, uint8_t* codes) {
-  for (int run = 0; run < 8; ++run) {
-    for (int i = 0; i < 32; ++i) {
-      const int bits = bytes[run / 4 * 32 + i] >> (2 * (run % 4)) & 3;
-      codes[run * 32 + i] |= static_cast<uint8_t>(bits << place);
+// A plane of kBits bits: 32 bytes hold 256 / kBits codes, run s of 32 codes in their bits kBits *
+// s.
+//   2 bits in 64 bytes: Q2_K, Q3_K, Q6_K;   1 bit in 32 bytes: Q3_K, Q5_K
+template <int kBits>
+void add_bits(const uint8_t* bytes, int place, uint8_t* codes) {
+  for (int part = 0; part < kBits; ++part, bytes += 32) {
+    for (int run = 0; run < 8 / kBits; ++run, codes += 32) {
+      for (int i = 0; i < 32; i += 8) {
+        const uint64_t bits =
+            load_word(bytes + i) >> (kBits * run) & in_every_byte((1 << kBits) - 1);
+        store_word(codes + i, load_word(codes + i) | bits << place);
+      }
     }
   }
 }
-inline void pack_two_bits(const uint8_t* codes, int place, uint8_t* bytes) {
-  for (int half = 0; half < 2; ++half, codes += 128, bytes += 32) {
-    for (int i = 0; i < 32; ++i) {
-      const int low = (codes[i] >> place & 3) | (codes[32 + i] >> place & 3) << 2;
-      const int high = (codes[64 + i] >> place & 3) | (codes[96 + i] >> place & 3) << 2;
-      bytes[i] = static_cast<uint8_t>(low | high << 4);
-    }
-  }
-}
-
-// 1 bit in 32 bytes: bit s of byte i is of code 32s + i (Q3_K, Q5_K).
-inline void add_one_bit(const uint8_t* bytes, int place, uint8_t* codes) {
-  for (int run = 0; run < 8; ++run) {
-    for (int i = 0; i < 32; ++i) {
-      codes[run * 32 + i] |= static_cast<uint8_t>((bytes[i] >> run & 1) << place);
-    }
-  }
-}
-inline void pack_one_bit(const uint8_t* codes, int place, uint8_t* bytes) {
-  std::memset(bytes, 0, 32);
-  for (int run = 0; run < 8; ++run) {
-    for (int i = 0; i < 32; ++i) {
-      bytes[i] |= static_cast<uint8_t>((codes[run * 32 + i] >> place & 1) << run);
+template <int kBits>
+void pack_bits(const uint8_t* codes, int place, uint8_t* bytes) {
+  for (int part = 0; part < kBits; ++part, bytes += 32) {
+    std::memset(bytes, 0, 32);
+    for (int run = 0; run < 8 / kBits; ++run, codes += 32) {
+      for (int i = 0; i < 32; i += 8) {
+        const uint64_t bits = load_word(codes + i) >> place & in_every_byte((1 << kBits) - 1);
+        store_word(bytes + i, load_word(bytes + i) | bits << (kBits * run));
+      }
     }
   }
 }

@@ -31,8 +31,10 @@ inline Lanes filled(float value) {
 
 template <int kSize>  // weights in a sub-block: 16 or 32
 struct SubBlocks {
-  Lanes x[kSize];  // weights [kSize][lane], finite
-  Lanes w[kSize];  // how much the squared error of each weight counts, > 0
+  float rows[kLanes][kSize];  // weights, finite
+  Lanes x[kSize];             // the same, transposed: [kSize][lane]
+  Lanes w[kSize];             // how much the squared error of each weight counts, > 0
+  bool has_importance;        // otherwise every w is 1
 };
 
 // A weight beyond what any format can hold is quantised as this, so that no sum overflows.
@@ -99,16 +101,42 @@ inline float importance_factor(const float* importance, int64_t row_length) {
   return sum > 0.0 ? static_cast<float>(static_cast<double>(row_length) / sum) : 0.0f;
 }
 
-// Makes weights finite, and importances squared-error weights with a mean of 1 and a floor, so that
-// no weight may take just any value.
+// Squared-error weights of a sub-block: with a mean of 1 over the row and a floor, so that no
+// weight may take just any value.
 template <int kSize>
-[[gnu::noinline]] void clean(float factor, bool has_importance, SubBlocks<kSize>* subs) {
-  for (Lanes& row : subs->x) {
-    for (float& x : row.v) x = pick(x == x, clamp(x, -kLargestWeight, kLargestWeight), 0.0f);
+void weigh(const float* importance, float factor, float* out) {
+  for (int i = 0; i < kSize; ++i) out[i] = 1e-5f + clamp(importance[i] * factor, 0.0f, 1e6f);
+}
+
+template <int kSize>
+void make_finite(const float* weights, float* out) {
+  for (int i = 0; i < kSize; ++i) {
+    const float x = weights[i];
+    out[i] = pick(x == x, clamp(x, -kLargestWeight, kLargestWeight), 0.0f);
   }
-  if (!has_importance) return;
-  for (Lanes& row : subs->w) {
-    for (float& w : row.v) w = 1e-5f + clamp(w * factor, 0.0f, 1e6f);
+}
+
+// [lane][kSize] -> [kSize][lane], in squares of 4.
+template <int kSize>
+void transpose(const float (&rows)[kLanes][kSize], Lanes* out) {
+  using Four = float __attribute__((vector_size(16)));
+  for (int l = 0; l < kLanes; l += 4) {
+    for (int i = 0; i < kSize; i += 4) {
+      Four a, b, c, d;
+      std::memcpy(&a, rows[l] + i, sizeof a);
+      std::memcpy(&b, rows[l + 1] + i, sizeof b);
+      std::memcpy(&c, rows[l + 2] + i, sizeof c);
+      std::memcpy(&d, rows[l + 3] + i, sizeof d);
+      const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+      const Four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Four cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+      const Four cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const Four columns[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
+                               __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+                               __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+                               __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+      for (int k = 0; k < 4; ++k) std::memcpy(out[i + k].v + l, &columns[k], sizeof(Four));
+    }
   }
 }
 
@@ -123,28 +151,21 @@ void quantize_groups(const float* weights, const float* importance, uint8_t* blo
   const int64_t num_bytes = num_weights / kBlockSize * kBlockBytes;
   const float factor = importance ? importance_factor(importance, row_length) : 0.0f;
   SubBlocks<kSize> subs;
+  subs.has_importance = importance != nullptr;
   for (Lanes& w : subs.w) w = filled(1.0f);
   for (int64_t first = 0, byte = 0; first < num_weights; first += kGroupSize, byte += kGroupBytes) {
+    float importances[kLanes][kSize];
     for (int lane = 0; lane < kLanes; ++lane) {
       // The last group may be short: its spare lanes repeat the last sub-block.
       const int64_t start = std::min(first + lane * kSize, num_weights - kSize);
-      for (int i = 0; i < kSize; ++i) subs.x[i][lane] = weights[start + i];
-      if (!importance) continue;
-      const float* columns = importance + start % row_length;
-      for (int i = 0; i < kSize; ++i) subs.w[i][lane] = columns[i];
+      make_finite<kSize>(weights + start, subs.rows[lane]);
+      if (importance) weigh<kSize>(importance + start % row_length, factor, importances[lane]);
     }
-    clean(factor, importance != nullptr, &subs);
+    transpose(subs.rows, subs.x);
+    if (importance) transpose(importances, subs.w);
     uint8_t group[kGroupBytes];
     encode(subs, group);
     std::memcpy(blocks + byte, group, static_cast<size_t>(std::min(kGroupBytes, num_bytes - byte)));
-  }
-}
-
-// codes [kSize][lane] -> [lane][kSize], the order of the weights.
-template <int kSize>
-void transpose_codes(const uint8_t (&lanes)[kSize][kLanes], uint8_t* codes) {
-  for (int l = 0; l < kLanes; ++l) {
-    for (int i = 0; i < kSize; ++i) codes[l * kSize + i] = lanes[i][l];
   }
 }
 

@@ -13,7 +13,7 @@ void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[1] = load_u16(block + 82);
   std::memcpy(scales->bytes, block, 16);
   std::memset(codes, 0, kSuperBlock);
-  add_two_bits(block + 16, 0, codes);
+  add_bits<2>(block + 16, 0, codes);
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
@@ -23,16 +23,14 @@ void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
 namespace {
 
 void encode(const SubBlocks<16>& subs, uint8_t* block) {
-  AffineFit fit;
-  search_affine(subs, 3.0f, MinRange::NotPositive, &fit);
   SuperAffine super;
-  choose_super_affine(subs, 3.0f, fit, 15.0f, &super);
+  search_super_affine(subs, 3.0f, 15.0f, &super);
   uint8_t codes[kLanes * 16];
   round_affine_codes(subs, 3.0f, super.rounded_scale, super.rounded_min, codes);
   for (int i = 0; i < 16; ++i) {
     block[i] = static_cast<uint8_t>(super.scale[i] | super.min[i] << 4);
   }
-  pack_two_bits(codes, 0, block + 16);
+  pack_bits<2>(codes, 0, block + 16);
   store_half(block + 80, super.d[0]);
   store_half(block + 82, super.dmin[0]);
 }

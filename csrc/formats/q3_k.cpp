@@ -13,8 +13,8 @@ void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[0] = load_u16(block + 108);
   std::memcpy(scales->bytes, block + 96, 12);
   std::memset(codes, 0, kSuperBlock);
-  add_two_bits(block + 32, 0, codes);
-  add_one_bit(block, 2, codes);
+  add_bits<2>(block + 32, 0, codes);
+  add_bits<1>(block, 2, codes);
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
@@ -27,14 +27,12 @@ constexpr UniformGrid kGrid{-4.0f, 3.0f};
 constexpr float kTargets[] = {-4.7f, -4.4f, -4.1f, -3.8f, -3.5f, 2.7f, 3.0f, 3.3f, 3.6f, 3.9f};
 
 void encode(const SubBlocks<16>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
   SuperScale super;
-  choose_super_scale(subs, kGrid, fit, -32.0f, 31.0f, &super);
+  search_super_scale(subs, kGrid, kTargets, -32.0f, 31.0f, &super);
   uint8_t codes[kLanes * 16];
   round_codes(subs, kGrid, super.rounded, codes);
-  pack_one_bit(codes, 2, block);
-  pack_two_bits(codes, 0, block + 32);
+  pack_bits<1>(codes, 2, block);
+  pack_bits<2>(codes, 0, block + 32);
   pack_k16_s6(super.scale, block + 96);
   store_half(block + 108, super.d[0]);
 }

@@ -22,15 +22,19 @@ constexpr UniformGrid kGrid{-8.0f, 7.0f};
 // Where the largest weight may come to lie; of either sign, for there is one more code below 0.
 constexpr float kTargets[] = {-8.6f, -8.4f, -8.2f, -8.0f, -7.8f, -7.6f, -7.4f, -7.2f,
                               6.4f,  6.6f,  6.8f,  7.0f,  7.2f,  7.4f,  7.6f,  7.8f};
+constexpr float kQuickTargets[] = {-8.4f, -7.6f};
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
-  choose_half_scale(subs, kGrid, &fit.scale);
+  Lanes scale;
+  if (subs.has_importance) {
+    search_half_scale(subs, kGrid, kTargets, &scale);
+  } else {
+    quick_half_scale(subs, kGrid, kQuickTargets, &scale);
+  }
   uint8_t codes[kLanes * 32];
-  round_codes(subs, kGrid, fit.scale, codes);
+  round_codes(subs, kGrid, scale, codes);
   for (int lane = 0; lane < kLanes; ++lane, block += 18) {
-    store_half(block, fit.scale[lane]);
+    store_half(block, scale[lane]);
     pack_nibbles(codes + lane * 32, block + 2);
   }
 }

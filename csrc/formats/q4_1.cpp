@@ -20,10 +20,9 @@ void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
 namespace {
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  AffineFit fit;
-  search_affine(subs, 15.0f, MinRange::Any, &fit);
   Lanes scale, min;
-  choose_half_affine(subs, 15.0f, fit, &scale, &min);
+  const Effort effort = subs.has_importance ? Effort::Full : Effort::Quick;
+  search_half_affine(subs, 15.0f, effort, &scale, &min);
   uint8_t codes[kLanes * 32];
   round_affine_codes(subs, 15.0f, scale, min, codes);
   for (int lane = 0; lane < kLanes; ++lane, block += 20) {

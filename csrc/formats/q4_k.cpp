@@ -22,10 +22,8 @@ void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
 namespace {
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  AffineFit fit;
-  search_affine(subs, 15.0f, MinRange::NotPositive, &fit);
   SuperAffine super;
-  choose_super_affine(subs, 15.0f, fit, 63.0f, &super);
+  search_super_affine(subs, 15.0f, 63.0f, &super);
   uint8_t codes[kLanes * 32];
   round_affine_codes(subs, 15.0f, super.rounded_scale, super.rounded_min, codes);
   for (int s = 0; s < 2; ++s, block += 144) {

@@ -9,8 +9,7 @@ namespace rillm::q5_0 {
 
 void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[0] = load_u16(block);
-  unpack_nibbles(block + 6, codes);
-  unpack_fifth_bits(load_u32(block + 2), codes);
+  unpack_nibbles(block + 6, codes, load_u32(block + 2));
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
@@ -23,15 +22,19 @@ constexpr UniformGrid kGrid{-16.0f, 15.0f};
 // Where the largest weight may come to lie; of either sign, for there is one more code below 0.
 constexpr float kTargets[] = {-16.6f, -16.4f, -16.2f, -16.0f, -15.8f, -15.6f, -15.4f, -15.2f,
                               14.4f,  14.6f,  14.8f,  15.0f,  15.2f,  15.4f,  15.6f,  15.8f};
+constexpr float kQuickTargets[] = {-16.0f, 15.0f};
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
-  choose_half_scale(subs, kGrid, &fit.scale);
+  Lanes scale;
+  if (subs.has_importance) {
+    search_half_scale(subs, kGrid, kTargets, &scale);
+  } else {
+    quick_half_scale(subs, kGrid, kQuickTargets, &scale);
+  }
   uint8_t codes[kLanes * 32];
-  round_codes(subs, kGrid, fit.scale, codes);
+  round_codes(subs, kGrid, scale, codes);
   for (int lane = 0; lane < kLanes; ++lane, block += 22) {
-    store_half(block, fit.scale[lane]);
+    store_half(block, scale[lane]);
     store_u32(block + 2, pack_fifth_bits(codes + lane * 32));
     pack_nibbles(codes + lane * 32, block + 6);
   }

@@ -10,8 +10,7 @@ namespace rillm::q5_1 {
 void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[0] = load_u16(block);
   scales->half[1] = load_u16(block + 2);
-  unpack_nibbles(block + 8, codes);
-  unpack_fifth_bits(load_u32(block + 4), codes);
+  unpack_nibbles(block + 8, codes, load_u32(block + 4));
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
@@ -21,10 +20,9 @@ void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
 namespace {
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  AffineFit fit;
-  search_affine(subs, 31.0f, MinRange::Any, &fit);
   Lanes scale, min;
-  choose_half_affine(subs, 31.0f, fit, &scale, &min);
+  const Effort effort = subs.has_importance ? Effort::Full : Effort::Quick;
+  search_half_affine(subs, 31.0f, effort, &scale, &min);
   uint8_t codes[kLanes * 32];
   round_affine_codes(subs, 31.0f, scale, min, codes);
   for (int lane = 0; lane < kLanes; ++lane, block += 24) {

@@ -14,7 +14,7 @@ void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[1] = load_u16(block + 2);
   std::memcpy(scales->bytes, block + 4, 12);
   unpack_low_bits<32>(block + 48, codes);
-  add_one_bit(block + 16, 4, codes);
+  add_bits<1>(block + 16, 4, codes);
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
@@ -24,17 +24,15 @@ void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
 namespace {
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  AffineFit fit;
-  search_affine(subs, 31.0f, MinRange::NotPositive, &fit);
   SuperAffine super;
-  choose_super_affine(subs, 31.0f, fit, 63.0f, &super);
+  search_super_affine(subs, 31.0f, 63.0f, &super);
   uint8_t codes[kLanes * 32];
   round_affine_codes(subs, 31.0f, super.rounded_scale, super.rounded_min, codes);
   for (int s = 0; s < 2; ++s, block += 176) {
     store_half(block, super.d[s]);
     store_half(block + 2, super.dmin[s]);
     pack_k32_min(super.scale + 8 * s, super.min + 8 * s, block + 4);
-    pack_one_bit(codes + kSuperBlock * s, 4, block + 16);
+    pack_bits<1>(codes + kSuperBlock * s, 4, block + 16);
     pack_low_bits<32>(codes + kSuperBlock * s, block + 48);
   }
 }

@@ -13,7 +13,7 @@ void unpack(const uint8_t* block, uint8_t* codes, BlockScales* scales) {
   scales->half[0] = load_u16(block + 208);
   std::memcpy(scales->bytes, block + 192, 16);
   unpack_low_bits<64>(block, codes);
-  add_two_bits(block + 128, 4, codes);
+  add_bits<2>(block + 128, 4, codes);
 }
 
 void dequantize(const uint8_t* blocks, float* out, int64_t num_weights) {
@@ -28,14 +28,12 @@ constexpr float kTargets[] = {-33.25f, -33.0f, -32.75f, -32.5f, -32.25f, -32.0f,
                               31.0f,   31.25f, 31.5f,   31.75f, 32.0f,   32.25f, 32.5f,   32.75f};
 
 void encode(const SubBlocks<16>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
   SuperScale super;
-  choose_super_scale(subs, kGrid, fit, -128.0f, 127.0f, &super);
+  search_super_scale(subs, kGrid, kTargets, -128.0f, 127.0f, &super);
   uint8_t codes[kLanes * 16];
   round_codes(subs, kGrid, super.rounded, codes);
   pack_low_bits<64>(codes, block);
-  pack_two_bits(codes, 4, block + 128);
+  pack_bits<2>(codes, 4, block + 128);
   std::memcpy(block + 192, super.scale, 16);
   store_half(block + 208, super.d[0]);
 }

@@ -22,13 +22,16 @@ constexpr UniformGrid kGrid{-127.0f, 127.0f};
 constexpr float kTargets[] = {127.0f};
 
 void encode(const SubBlocks<32>& subs, uint8_t* block) {
-  ScaleFit fit;
-  search_scale(subs, kGrid, kTargets, &fit);
-  choose_half_scale(subs, kGrid, &fit.scale);
+  Lanes scale;
+  if (subs.has_importance) {
+    search_half_scale(subs, kGrid, kTargets, &scale);
+  } else {
+    quick_half_scale(subs, kGrid, kTargets, &scale);
+  }
   uint8_t codes[kLanes * 32];
-  round_codes(subs, kGrid, fit.scale, codes);
+  round_codes(subs, kGrid, scale, codes);
   for (int lane = 0; lane < kLanes; ++lane, block += 34) {
-    store_half(block, fit.scale[lane]);
+    store_half(block, scale[lane]);
     for (int i = 0; i < 32; ++i) block[2 + i] = static_cast<uint8_t>(codes[lane * 32 + i] - 127);
   }
 }

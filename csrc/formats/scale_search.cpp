@@ -7,6 +7,11 @@
 namespace rillm {
 namespace {
 
+struct ScaleFit {
+  Lanes scale;      // the best scale of each lane
+  Lanes curvature;  // sum of w * q * q: what an error of 1 in the scale costs
+};
+
 // A step function is a sum of steps: comparisons vectorise on every ISA, table look-ups do not.
 template <size_t... i>
 float count_steps(float x, std::index_sequence<i...>) {
@@ -29,20 +34,30 @@ float nearest(const UniformGrid& grid, float x) {
 float code_of(const UniformGrid& grid, float x) { return nearest(grid, x) - grid.low; }
 
 // The sums for least squares when q is the grid value nearest to x * inverse.
-template <int kSize, class Grid>
-[[gnu::noinline]] void sum_products(const SubBlocks<kSize>& subs, const Grid grid,
-                                    const Lanes& inverse, Lanes* xq_sums, Lanes* qq_sums) {
+template <bool kWeighted, int kSize, class Grid>
+[[gnu::noinline]] void sum_products_of(const SubBlocks<kSize>& subs, const Grid grid,
+                                       const Lanes& inverse, Lanes* xq_sums, Lanes* qq_sums) {
   for (int l = 0; l < kLanes; ++l) {
     float xq = 0.0f, qq = 0.0f;
     for (int i = 0; i < kSize; ++i) {
       const float x = subs.x[i].v[l];
       const float q = nearest(grid, x * inverse.v[l]);
-      const float wq = subs.w[i].v[l] * q;
+      const float wq = kWeighted ? subs.w[i].v[l] * q : q;
       xq += wq * x;
       qq += wq * q;
     }
     xq_sums->v[l] = xq;
     qq_sums->v[l] = qq;
+  }
+}
+
+template <int kSize, class Grid>
+void sum_products(const SubBlocks<kSize>& subs, const Grid& grid, const Lanes& inverse,
+                  Lanes* xq_sums, Lanes* qq_sums) {
+  if (subs.has_importance) {
+    sum_products_of<true>(subs, grid, inverse, xq_sums, qq_sums);
+  } else {
+    sum_products_of<false>(subs, grid, inverse, xq_sums, qq_sums);
   }
 }
 
@@ -133,11 +148,9 @@ float choose_d(const ScaleFit& fit, int first, float low, float high) {
   return candidates[std::min_element(costs, costs + kCandidates) - costs];
 }
 
-}  // namespace
-
 template <int kSize, class Grid>
 void search_scale(const SubBlocks<kSize>& subs, const Grid& grid, std::span<const float> targets,
-                  ScaleFit* fit) {
+                  bool again, ScaleFit* fit) {
   Lanes unit, best_gain = filled(0.0f), inverse, xq, qq;
   invert(largest_weights(subs), &unit);
   *fit = {};
@@ -149,10 +162,12 @@ void search_scale(const SubBlocks<kSize>& subs, const Grid& grid, std::span<cons
     for (int l = 0; l < kLanes; ++l) inverse.v[l] = target * unit.v[l];
     try_inverse();
   }
+  if (!again) return;
   invert(fit->scale, &inverse);
   try_inverse();
 }
 
+// Makes the scale of each lane a half: the nearest, or a neighbour if that gives less error.
 template <int kSize, class Grid>
 void choose_half_scale(const SubBlocks<kSize>& subs, const Grid& grid, Lanes* scale) {
   Lanes nearest, trial, error, best_error;
@@ -166,9 +181,30 @@ void choose_half_scale(const SubBlocks<kSize>& subs, const Grid& grid, Lanes* sc
   }
 }
 
+}  // namespace
+
 template <int kSize, class Grid>
-void choose_super_scale(const SubBlocks<kSize>& subs, const Grid& grid, const ScaleFit& fit,
-                        float low, float high, SuperScale* out) {
+void search_half_scale(const SubBlocks<kSize>& subs, const Grid& grid,
+                       std::span<const float> targets, Lanes* scale) {
+  ScaleFit fit;
+  search_scale(subs, grid, targets, true, &fit);
+  *scale = fit.scale;
+  choose_half_scale(subs, grid, scale);
+}
+
+template <int kSize, class Grid>
+void quick_half_scale(const SubBlocks<kSize>& subs, const Grid& grid,
+                      std::span<const float> targets, Lanes* scale) {
+  ScaleFit fit;
+  search_scale(subs, grid, targets, false, &fit);
+  for (int l = 0; l < kLanes; ++l) scale->v[l] = nearest_nonzero_half(fit.scale.v[l]);
+}
+
+template <int kSize, class Grid>
+void search_super_scale(const SubBlocks<kSize>& subs, const Grid& grid,
+                        std::span<const float> targets, float low, float high, SuperScale* out) {
+  ScaleFit fit;
+  search_scale(subs, grid, targets, true, &fit);
   constexpr int kCount = 256 / kSize;  // lanes of a super-block
   Lanes d, scale;                      // of each lane; scale is an integer
   for (int first = 0; first < kLanes; first += kCount) {
@@ -228,22 +264,21 @@ void round_codes(const SubBlocks<kSize>& subs, const Grid& grid, const Lanes& sc
                  uint8_t* codes) {
   Lanes inverse;
   invert(scale, &inverse);
-  uint8_t lanes[kSize][kLanes];
-  for (int i = 0; i < kSize; ++i) {
-    for (int l = 0; l < kLanes; ++l) {
-      const float code = code_of(grid, subs.x[i].v[l] * inverse.v[l]);
-      lanes[i][l] = static_cast<uint8_t>(static_cast<int32_t>(code));
+  for (int l = 0; l < kLanes; ++l, codes += kSize) {
+    for (int i = 0; i < kSize; ++i) {
+      const float code = code_of(grid, subs.rows[l][i] * inverse.v[l]);
+      codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
     }
   }
-  transpose_codes(lanes, codes);
 }
 
 #define RILLM_INSTANTIATE(kSize, Grid)                                                           \
-  template void search_scale(const SubBlocks<kSize>&, const Grid&, std::span<const float>,       \
-                             ScaleFit*);                                                         \
-  template void choose_half_scale(const SubBlocks<kSize>&, const Grid&, Lanes*);                 \
-  template void choose_super_scale(const SubBlocks<kSize>&, const Grid&, const ScaleFit&, float, \
-                                   float, SuperScale*);                                          \
+  template void search_half_scale(const SubBlocks<kSize>&, const Grid&, std::span<const float>,  \
+                                  Lanes*);                                                       \
+  template void quick_half_scale(const SubBlocks<kSize>&, const Grid&, std::span<const float>,   \
+                                 Lanes*);                                                        \
+  template void search_super_scale(const SubBlocks<kSize>&, const Grid&, std::span<const float>, \
+                                   float, float, SuperScale*);                                   \
   template void round_codes(const SubBlocks<kSize>&, const Grid&, const Lanes&, uint8_t*);
 RILLM_INSTANTIATE(16, UniformGrid)
 RILLM_INSTANTIATE(32, UniformGrid)

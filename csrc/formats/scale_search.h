@@ -14,20 +14,18 @@ struct UniformGrid {
 // q is one of kIq4Values; its code is the index.
 struct Iq4Grid {};
 
-struct ScaleFit {
-  Lanes scale;      // the best scale of each lane
-  Lanes curvature;  // sum of w * q * q: what an error of 1 in the scale costs
-};
-
-// Tries inverse scales that put the largest weight of a lane on each of `targets`, with the scale
-// that least squares gives for the codes; then rounds once more by the best.
+// The scales of blocks that hold one as a half. Tries inverse scales that put the largest weight of
+// a lane on each of `targets`, with the scale that least squares gives for the codes; then rounds
+// once more by the best, and takes the nearest half or a neighbour if that gives less error.
 template <int kSize, class Grid>
-void search_scale(const SubBlocks<kSize>& subs, const Grid& grid, std::span<const float> targets,
-                  ScaleFit* fit);
+void search_half_scale(const SubBlocks<kSize>& subs, const Grid& grid,
+                       std::span<const float> targets, Lanes* scale);
 
-// Makes the scale of each lane a half: the nearest, or a neighbour if that gives less error.
+// The same without the second rounding and the neighbours: for few targets, in a fraction of the
+// time.
 template <int kSize, class Grid>
-void choose_half_scale(const SubBlocks<kSize>& subs, const Grid& grid, Lanes* scale);
+void quick_half_scale(const SubBlocks<kSize>& subs, const Grid& grid,
+                      std::span<const float> targets, Lanes* scale);
 
 struct SuperScale {
   float d[2];            // halfs, one for each super-block of the group
@@ -35,11 +33,11 @@ struct SuperScale {
   Lanes rounded;         // that product
 };
 
-// The same for super-blocks of 256 weights, whose sub-blocks share a half d and hold integer scales
-// in [low, high].
+// Searches as search_half_scale does, for super-blocks of 256 weights whose sub-blocks share a half
+// d and hold integer scales in [low, high].
 template <int kSize, class Grid>
-void choose_super_scale(const SubBlocks<kSize>& subs, const Grid& grid, const ScaleFit& fit,
-                        float low, float high, SuperScale* out);
+void search_super_scale(const SubBlocks<kSize>& subs, const Grid& grid,
+                        std::span<const float> targets, float low, float high, SuperScale* out);
 
 // Codes in weight order: [lane][kSize].
 template <int kSize, class Grid>

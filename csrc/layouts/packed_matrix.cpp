@@ -1,6 +1,8 @@
 #include "layouts/packed_matrix.h"
 
+#include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "layouts/planes.h"
 #include "layouts/scales.h"
@@ -10,20 +12,33 @@ namespace {
 
 constexpr int kMaxBlock = 256;
 
-// Scatters the 32 codes of one row into its places in a plane of `bits` bits.
-void pack_plane(const uint8_t* codes, int shift, int bits, int row, uint8_t* plane) {
-  const int per_vector = 8 / bits, mask = (1 << bits) - 1;
-  for (int unit = 0; unit < kUnits; ++unit) {
-    uint8_t* vector = plane + unit / per_vector * kUnitBytes;
-    const int place = bits * (unit % per_vector);
-    for (int k = 0; k < Tile::kGroup; ++k) {
-      const int code = codes[unit * Tile::kGroup + k] >> shift & mask;
-      uint8_t& to = vector[unit_byte(row, k)];
-      to = static_cast<uint8_t>(to | code << place);
+// The bits from kFrom on of a row's 32 codes, to its places in a plane of kBits bits. Eight codes
+// (or one vector's, if that is fewer) are masked and shifted together, in the bytes of a word; the
+// units in a word are laid over each other at the end.
+template <int kBits, int kFrom>
+void pack_plane(const uint8_t* codes, int row, uint8_t* plane) {
+  constexpr int kPerVector = 8 / kBits, kPerWord = std::min(kPerVector, 8 / Tile::kGroup);
+  constexpr uint64_t kMask = ~uint64_t{0} / 255 * ((1 << kBits) - 1);
+  for (int vector = 0; vector < kUnits / kPerVector; ++vector, plane += kUnitBytes) {
+    uint64_t words = 0, packed = 0;
+    for (int i = 0; i < kPerVector; i += kPerWord, codes += kPerWord * Tile::kGroup) {
+      uint64_t word = 0;
+      std::memcpy(&word, codes, kPerWord * Tile::kGroup);
+      words |= (word >> kFrom & kMask) << (kBits * i);
+    }
+    for (int i = 0; i < kPerWord; ++i) packed |= words >> (8 * Tile::kGroup * i) << (kBits * i);
+    if constexpr (Tile::kColumnMajor) {
+      for (int k = 0; k < Tile::kGroup; ++k) {
+        plane[unit_byte(row, k)] = static_cast<uint8_t>(packed >> (8 * k));
+      }
+    } else {
+      std::memcpy(plane + unit_byte(row, 0), &packed, Tile::kGroup);
     }
   }
 }
 
+// The row's part of a block of a tile.
+template <Codes kCodes>
 void pack_block(const Format& format, const uint8_t* block, int row, uint8_t* to) {
   uint8_t codes[kMaxBlock];
   BlockScales scales;
@@ -35,13 +50,62 @@ void pack_block(const Format& format, const uint8_t* block, int row, uint8_t* to
   }
   for (int i = 0; i < fields.num_bytes; ++i, to += Tile::kRows) to[row] = scales.bytes[i];
 
-  const int low = low_bits(format.codes), high = high_bits(format.codes);
-  if (format.codes == Codes::I8) {  // unpack gives excess-128 codes
-    for (int k = 0; k < format.block_size; ++k) codes[k] ^= 0x80;
+  constexpr int kLow = low_bits(kCodes), kHigh = high_bits(kCodes);
+  for (int k = 0; k < format.block_size; k += kStrip, to += strip_bytes(kCodes)) {
+    if constexpr (kCodes == Codes::I8) {  // unpack gives excess-128 codes
+      for (int i = 0; i < kStrip; ++i) codes[k + i] ^= 0x80;
+    }
+    pack_plane<kLow, 0>(codes + k, row, to);
+    if constexpr (kHigh > 0) {
+      pack_plane<kHigh, kLow>(codes + k, row, to + Tile::kRows * kStrip * kLow / 8);
+    }
   }
-  for (int k = 0; k < format.block_size; k += kStrip, to += strip_bytes(format.codes)) {
-    pack_plane(codes + k, 0, low, row, to);
-    if (high > 0) pack_plane(codes + k, low, high, row, to + Tile::kRows * kStrip * low / 8);
+}
+
+// Block after block, so that the tile is written front to back and what is being written is in the
+// nearest cache.
+template <Codes kCodes>
+void pack_blocks(const Format& format, const uint8_t* rows, int64_t cols, int num_rows,
+                 uint8_t* to) {
+  const int64_t num_blocks = cols / format.block_size, row_bytes = num_blocks * format.block_bytes;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int row = 0; row < num_rows; ++row) {
+      pack_block<kCodes>(format, rows + row * row_bytes, row, to);
+    }
+    rows += format.block_bytes;
+    to += packed_block_bytes(format);
+  }
+}
+
+template <class Value>
+void pack_floats(const uint8_t* rows, int64_t cols, int num_rows, uint8_t* to) {
+  for (int64_t col = 0; col < cols; ++col, to += sizeof(Value) * Tile::kRows) {
+    for (int row = 0; row < num_rows; ++row) {
+      std::memcpy(to + row * sizeof(Value), rows + (row * cols + col) * sizeof(Value),
+                  sizeof(Value));
+    }
+  }
+}
+
+void pack_tile(const Format& format, const uint8_t* rows, int64_t cols, int num_rows, uint8_t* to) {
+  switch (format.codes) {
+    case Codes::U4:
+      return pack_blocks<Codes::U4>(format, rows, cols, num_rows, to);
+    case Codes::U4P1:
+      return pack_blocks<Codes::U4P1>(format, rows, cols, num_rows, to);
+    case Codes::U4P2:
+      return pack_blocks<Codes::U4P2>(format, rows, cols, num_rows, to);
+    case Codes::U2:
+      return pack_blocks<Codes::U2>(format, rows, cols, num_rows, to);
+    case Codes::U2P1:
+      return pack_blocks<Codes::U2P1>(format, rows, cols, num_rows, to);
+    case Codes::I8:
+      return pack_blocks<Codes::I8>(format, rows, cols, num_rows, to);
+    case Codes::Lut4:
+      return pack_blocks<Codes::Lut4>(format, rows, cols, num_rows, to);
+    case Codes::None:
+      if (format.block_bytes == 4) return pack_floats<uint32_t>(rows, cols, num_rows, to);
+      return pack_floats<uint16_t>(rows, cols, num_rows, to);
   }
 }
 
@@ -64,19 +128,10 @@ PackedMatrix::PackedMatrix(ThreadTeam* team, const Format& source, const CoreTen
   const auto* data = static_cast<const uint8_t*>(tensor.data);
   team->parallel([&](int thread) {
     team->for_chunks(thread, num_tiles, [&](int64_t tile) {
-      for (int lane = 0; lane < Tile::kRows && tile * Tile::kRows + lane < rows; ++lane) {
-        const uint8_t* row = data + (tile * Tile::kRows + lane) * row_bytes;
-        uint8_t* to = memory.data() + tile * tile_bytes;
-        for (int64_t block = 0; block < blocks_per_row; ++block) {
-          if (is_quantized()) {
-            pack_block(format, row, lane, to);
-          } else {
-            std::memcpy(to + lane * format.block_bytes, row, format.block_bytes);
-          }
-          row += format.block_bytes;
-          to += block_bytes;
-        }
-      }
+      const int64_t first = tile * Tile::kRows;
+      const auto num_rows = static_cast<int>(std::min<int64_t>(Tile::kRows, rows - first));
+      pack_tile(format, data + first * row_bytes, cols, num_rows,
+                memory.data() + tile * tile_bytes);
     });
   });
 }

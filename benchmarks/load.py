@@ -1,0 +1,145 @@
+"""How long a model takes from the start of the process to its first token, beside reading its file.
+
+    python benchmarks/load.py --shape glm-4-9b --type Q4_K_M -t 2
+    python benchmarks/load.py FILE.gguf
+
+The file is in the page cache. Each round reads it once (one thread, 4 MiB at a time: what no
+program can avoid), takes as much new memory as the file is large from the kernel (what a program
+that repacks its weights cannot avoid), and starts rillm in a process of its own. On a virtual
+machine the first use of a page is the host's work and slower than anything else here, so that
+memory is used once before the rounds. Every round is appended to benchmarks/results/load.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import mmap
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from record import record
+
+from rillm.bench import cpu_name
+from rillm.core import load_core
+from rillm.prepare.dummy import write_dummy
+
+PHASES = ("imports", "header", "tokenizer", "weights", "token")
+
+
+def child(path: str, threads: int, started: float) -> None:
+    """Loads the model as the commands do and runs a token; prints the seconds of each phase."""
+    from rillm.core import allowed_cpus
+    from rillm.engine.loading import _one_token
+    from rillm.gguf import GGUFReader
+    from rillm.models import load_model
+    from rillm.tokenizer import Tokenizer
+
+    times = [started, time.time()]
+    reader = GGUFReader(path)
+    times.append(time.time())
+    Tokenizer.from_gguf(reader.metadata)
+    times.append(time.time())
+    core = load_core()
+    cpus = allowed_cpus()
+    with core.team(threads, cpus if 1 < threads == len(cpus) else None) as team:
+        model = load_model(reader, core, team, max_tokens=512, max_logits=16, num_blocks=256)
+        times.append(time.time())
+        model.run(_one_token())
+        times.append(time.time())
+        seconds = [stop - start for start, stop in itertools.pairwise(times)]
+        row = dict(zip(PHASES, seconds, strict=True)) | {
+            "total": times[-1] - started,
+            "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "cache_bytes": 256 * model.cache_block_bytes,
+            "variant": core.variant,
+        }
+        print(json.dumps(row))
+
+
+def read_once(path: Path) -> float:
+    """Seconds to read the file with read()."""
+    buffer = bytearray(4 << 20)
+    start = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - start
+
+
+def take_memory(num_bytes: int) -> float:
+    """Seconds to get memory from the kernel, in huge pages where it has them, on one thread."""
+    start = time.perf_counter()
+    with mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for offset in range(0, num_bytes, mmap.PAGESIZE):
+            memory[offset] = 1
+    return time.perf_counter() - start
+
+
+def measure(path: Path, threads: int) -> dict[str, Any]:
+    """One round."""
+    read, memory = read_once(path), take_memory(path.stat().st_size)
+    arguments = [sys.executable, __file__, "--child", str(path), str(threads), str(time.time())]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    return {
+        "threads": threads,
+        "file": path.name,
+        "file_bytes": path.stat().st_size,
+        "read_once": read,
+        "take_memory": memory,
+        **json.loads(run.stdout),
+    }
+
+
+def main() -> None:
+    """Measures a file, or one that is made for it, and prints a table."""
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path)
+    parser.add_argument("--shape", default="glm-4-9b")
+    parser.add_argument("--type", default="Q4_K_M")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
+    parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("-r", "--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.file
+        if path is None:
+            path = Path(folder) / f"{arguments.shape}-{arguments.layers or 'all'}.gguf"
+            write_dummy(
+                arguments.shape, arguments.type, path, load_core(), num_layers=arguments.layers
+            )
+        read_once(path)
+        take_memory(path.stat().st_size)
+        rows = [measure(path, arguments.threads) for _ in range(arguments.rounds)]
+    for row in rows:
+        record("load", **row)
+    median = {
+        name: statistics.median(row[name] for row in rows)
+        for name in ("read_once", "take_memory", *PHASES, "total")
+    }
+    size = rows[0]["file_bytes"]
+    peak = max(row["peak_rss"] for row in rows)
+    print(f"{cpu_name()}, {rows[0]['variant']}, {arguments.threads} threads, {size / 1e9:.2f} GB")
+    print(f"\n| {' | '.join(median)} | of reading | peak memory |")
+    print("|---" * (len(median) + 2) + "|")
+    print(
+        f"| {' | '.join(f'{seconds:.2f} s' for seconds in median.values())} "
+        f"| {median['total'] / median['read_once']:.1f} "
+        f"| {peak / (size + rows[0]['cache_bytes']):.2f} of file + KV |"
+    )
+
+
+if __name__ == "__main__":
+    main()
