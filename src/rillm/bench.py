@@ -40,6 +40,7 @@ class BenchResult:
     num_threads: int
     repeats: int
     cpu: str
+    blas: str  # whether OpenBLAS was used in prefill, and why
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -93,6 +94,7 @@ def run_benchmarks(
     cache_type: GGMLType = GGMLType.F16,
     isa: str | None = None,
     batch_size: int = 512,
+    blas: str = "off",
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[BenchResult], None] | None = None,
 ) -> list[BenchResult]:
@@ -113,6 +115,7 @@ def run_benchmarks(
             num_blocks=longest // _BLOCK + most_seqs + 1,
             block_size=_BLOCK,
             cache_type=cache_type,
+            blas=blas,
             progress=progress,
         )
         try:
@@ -158,6 +161,7 @@ def _measure(
         num_threads=team.num_threads,
         repeats=repeats,
         cpu=cpu_name(),
+        blas=model.blas,
     )
 
 

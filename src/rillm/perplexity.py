@@ -196,6 +196,7 @@ def measure(
     kl_base: str | os.PathLike[str] | None = None,
     cache_type: str = "f16",
     num_threads: int | None = None,
+    blas: str = "off",
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[int, int, float], None] | None = None,
 ) -> PerplexityResult:
@@ -234,6 +235,7 @@ def measure(
             num_blocks=-(-size // _BLOCK),
             block_size=_BLOCK,
             cache_type=GGMLType[cache_type.upper()],
+            blas=blas,
             progress=progress,
         )
         stack.callback(model.close)

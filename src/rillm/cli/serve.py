@@ -131,6 +131,7 @@ def serve(
             help="Must be the same as -ctk.",
         ),
     ] = None,
+    blas: options.Blas = "off",
     cache_prompt: Annotated[
         bool, typer.Option("--cache-prompt/--no-cache-prompt", help="Reuse common prefixes.")
     ] = True,
@@ -335,6 +336,7 @@ def serve(
         parallel=parallel,
         batch_size=batch_size,
         cache_type=cache_type_k.lower(),
+        blas=blas,
         cache_prompt=cache_prompt,
         draft_tokens=options.draft_tokens(spec_type, draft_max),
         chat_template=template,

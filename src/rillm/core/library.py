@@ -137,6 +137,16 @@ class Core:
         """Starts a thread team. cpus: where to pin its threads, [num_threads]."""
         return ThreadTeam(self, num_threads, cpus)
 
+    def load_blas(self, path: str | os.PathLike[str]) -> None:
+        """Loads an OpenBLAS for programs that ask for it. CoreError if it is not one we can use."""
+        self.call("core_load_blas", os.fsencode(path))
+
+    @property
+    def blas_info(self) -> str:
+        """What `load_blas` loaded, e.g. "OpenBLAS 0.3.21 Zen"; empty before."""
+        info: bytes = self.query("core_blas_info")
+        return info.decode(errors="replace")
+
     def dequantize(self, ggml_type: int, blocks: Buffer, out: Buffer) -> None:
         """Weights of any format -> float32, equal bit for bit to the gguf package's."""
         source, target = memoryview(blocks), memoryview(out)
@@ -340,8 +350,12 @@ class CompiledProgram(_Handle):
         max_logits: int,
         output: int,
         hidden: int | None = None,
+        blas_min_rows: int = 0,
     ) -> None:
-        """output, hidden: indices of buffers; `hidden` is one that `add_hidden` reads."""
+        """output, hidden: indices of buffers; `hidden` is one that `add_hidden` reads.
+
+        blas_min_rows: linear ops on float weights with so many rows use OpenBLAS; 0: none.
+        """
         core = team.core
         handles = (ctypes.c_void_p * len(weights))(*(weight.handle for weight in weights))
         config = abi.CoreProgramConfig(
@@ -354,6 +368,7 @@ class CompiledProgram(_Handle):
             max_tokens,
             max_logits,
             output,
+            blas_min_rows,
         )
         handle = ctypes.c_void_p()
         core.call(

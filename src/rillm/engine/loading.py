@@ -130,6 +130,7 @@ def load_engine(
             block_size=plan.block_size,
             cache_type=cache_type,
             embeddings=config.embeddings,
+            blas=config.blas,
             progress=progress,
         )
         if warm_up:
