@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rillm.core import Batch, Core, ThreadTeam, allowed_cpus, load_core
+from rillm.core import Batch, Core, ThreadTeam, load_core
+from rillm.engine.machine import start_team
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.models import LoadedModel, load_model
 
@@ -100,11 +101,10 @@ def run_benchmarks(
 ) -> list[BenchResult]:
     """Runs the tests one after another; `report` gets each result as it is there."""
     core = load_core(isa)
-    threads = num_threads or len(allowed_cpus())
     longest = max(test.context * test.num_seqs for test in tests)
     most_seqs = max(test.num_seqs for test in tests)
     results = []
-    with core.team(threads) as team, GGUFReader(path) as reader:
+    with start_team(core, num_threads) as team, GGUFReader(path) as reader:
         bandwidth = team.read_bandwidth(array("B", bytes(_BANDWIDTH_BYTES)))
         model = load_model(
             reader,

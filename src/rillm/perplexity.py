@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rillm.core import Batch, allowed_cpus, load_core
+from rillm.core import Batch, load_core
+from rillm.engine.machine import start_team
 from rillm.errors import RillmError
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.logits_file import BaseLogits, LogitsWriter
@@ -225,7 +226,7 @@ def measure(
         base = writer = None
         if kl_base is not None:
             base = stack.enter_context(BaseLogits(kl_base, windows, vocab_size))
-        team = stack.enter_context(core.team(num_threads or len(allowed_cpus())))
+        team = stack.enter_context(start_team(core, num_threads))
         model = load_model(
             reader,
             core,

@@ -10,16 +10,17 @@
 
 #include "core.h"
 
-#define CORE_FUNCTIONS(X)                                                                      \
-  X(core_variant)                                                                              \
-  X(core_last_error)                                                                           \
-  X(core_team_create)                                                                          \
-  X(core_load_blas)                                                                            \
-  X(core_blas_info)                                                                            \
-  X(core_format_at)                                                                            \
-  X(core_dequantize) X(core_quantize) X(core_weight_create) X(core_weight_is_quantized)        \
-      X(core_weight_destroy) X(core_cache_create) X(core_cache_destroy) X(core_program_create) \
-          X(core_program_run) X(core_program_output) X(core_program_destroy)
+#define CORE_FUNCTIONS(X)                                                                   \
+  X(core_variant)                                                                           \
+  X(core_last_error)                                                                        \
+  X(core_team_create)                                                                       \
+  X(core_load_blas)                                                                         \
+  X(core_blas_info)                                                                         \
+  X(core_format_at)                                                                         \
+  X(core_dequantize)                                                                        \
+  X(core_quantize) X(core_weight_create) X(core_weight_is_quantized) X(core_weight_destroy) \
+      X(core_cache_create) X(core_cache_destroy) X(core_program_create) X(core_program_run) \
+          X(core_program_output) X(core_program_destroy)
 
 #define X(name) inline decltype(&::name) name##_;
 CORE_FUNCTIONS(X)

@@ -49,6 +49,7 @@ def bench(
         str, typer.Option("--users", help="Sequences that decode together, with commas.")
     ] = "1",
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
     blas: options.Blas = "off",
     repeats: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Runs.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,

@@ -86,6 +86,7 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     n_predict: options.NumPredict = -1,
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
     ctx_size: options.ContextSize = 8192,
     cache_type: options.CacheType = "f16",
     blas: options.Blas = "off",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rillm.cli.console import progress_bar
+from rillm.core.placement import format_cpu_list, parse_cpu_list
 from rillm.errors import RillmError
 from rillm.llm import LLM
 from rillm.sampling import SamplingParams
@@ -19,6 +21,27 @@ Model = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option("-t", "--threads", min=1, help="Threads [default: the CPUs allowed to us]."),
+]
+
+
+def _keep_to(text: str | None) -> str | None:
+    """The callback of --cpu-list: the process, and all that it starts, stays on these CPUs."""
+    if text is not None:
+        cpus = set(parse_cpu_list(text))
+        foreign = sorted(cpus - os.sched_getaffinity(0))
+        if not cpus or foreign:
+            reason = f"CPU {foreign[0]} is not ours" if foreign else "is not a list as 0-3,8"
+            ours = format_cpu_list(os.sched_getaffinity(0))
+            raise typer.BadParameter(f"{text!r}: {reason}; we may use {ours}")
+        os.sched_setaffinity(0, cpus)
+    return text
+
+
+CpuList = Annotated[
+    str | None,
+    typer.Option(
+        "--cpu-list", callback=_keep_to, help="Run on these CPUs only, e.g. 0-3,8 (as taskset -c)."
+    ),
 ]
 Blas = Annotated[
     str,

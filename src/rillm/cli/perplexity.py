@@ -51,6 +51,7 @@ def perplexity(
     model_option: options.ModelOption = None,
     text_option: options.TextOption = None,
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
     blas: options.Blas = "off",
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:  # fmt: skip

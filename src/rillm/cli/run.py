@@ -33,6 +33,7 @@ def run(
     ] = False,
     n_predict: options.NumPredict = 512,
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
     ctx_size: options.ContextSize = 4096,
     cache_type: options.CacheType = "f16",
     spec_type: options.SpecType = "none",

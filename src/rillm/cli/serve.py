@@ -87,6 +87,7 @@ def serve(
             help="Threads [default: the CPUs allowed to us].",
         ),
     ] = None,
+    cpu_list: options.CpuList = None,
     ctx_size: Annotated[
         int,
         typer.Option(
