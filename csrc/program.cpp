@@ -175,44 +175,55 @@ void CoreProgram::run_op(const CoreOp& op, const CoreBatch& batch, int thread) {
 void CoreProgram::run_linear(const CoreOp& op, const CoreBatch& batch, int thread) {
   const int64_t num_tokens = num_rows(buffers_[op.out[0]], batch);
   const int64_t stride = buffers_[op.out[0]].shape.width;
+  ThreadTeam& team = team_->threads;
 
-  const PackedMatrix* parts[3];
-  MatmulOutput outputs[3];
-  int64_t tiles[3];  // of a chunk
-  int64_t first_chunk[4] = {0};
+  struct Part {
+    const PackedMatrix* w;
+    MatmulOutput out;
+    int64_t tiles, num_chunks;  // tiles of a chunk; chunks of the matrix
+  };
+  Part parts[3];
   int num_parts = 0;
   for (int64_t column = 0; num_parts < 3 && op.weight[num_parts] >= 0; ++num_parts) {
-    const int part = num_parts;
-    parts[part] = weights_[op.weight[part]]->matrix.get();
-    const int32_t bias = op.weight[3 + part];
-    outputs[part] = {f32(op.out[0], 0) + column, stride,
-                     bias >= 0 ? weights_[bias]->values.data() : nullptr,
-                     op.in[1] >= 0 ? f32(op.in[1], 0) + column : nullptr};
-    column += parts[part]->rows;
-    const int64_t num_tiles = parts[part]->num_tiles;
-    tiles[part] = num_tokens > kTokenBlock / 2 ? kPrefillTiles : 1;
-    if (uses_blas(*parts[part], num_tokens)) {
-      const int64_t share = num_tiles / team_->threads.num_threads();
-      tiles[part] = std::clamp<int64_t>(share, 1, kPanelRows / Tile::kRows);
+    Part& part = parts[num_parts];
+    part.w = weights_[op.weight[num_parts]]->matrix.get();
+    const int32_t bias = op.weight[3 + num_parts];
+    part.out = {f32(op.out[0], 0) + column, stride,
+                bias >= 0 ? weights_[bias]->values.data() : nullptr,
+                op.in[1] >= 0 ? f32(op.in[1], 0) + column : nullptr};
+    column += part.w->rows;
+    part.tiles = num_tokens > kTokenBlock / 2 ? kPrefillTiles : 1;
+    if (uses_blas(*part.w, num_tokens)) {
+      const int64_t share = part.w->num_tiles / team.num_threads();
+      part.tiles = std::clamp<int64_t>(share, 1, kPanelRows / Tile::kRows);
     }
-    first_chunk[part + 1] = first_chunk[part] + (num_tiles + tiles[part] - 1) / tiles[part];
+    part.num_chunks = (part.w->num_tiles + part.tiles - 1) / part.tiles;
   }
-  team_->threads.for_chunks(thread, first_chunk[num_parts], [&](int64_t chunk) {
-    int part = 0;
-    while (chunk >= first_chunk[part + 1]) ++part;
-    const PackedMatrix& w = *parts[part];
+  // A thread's share is its share of each part, and so the tiles that it packed.
+  const auto size = [&](const Part& part, int owner) {
+    return team.share_begin(part.num_chunks, owner + 1) - team.share_begin(part.num_chunks, owner);
+  };
+  const auto share = [&](int owner) {
+    int64_t sum = 0;
+    for (int i = 0; i < num_parts; ++i) sum += size(parts[i], owner);
+    return sum;
+  };
+  team.for_shares(thread, share, [&](int owner, int64_t index) {
+    const Part* part = parts;
+    for (; index >= size(*part, owner); ++part) index -= size(*part, owner);
+    const PackedMatrix& w = *part->w;
     const Buffer& in = buffers_[w.is_quantized() ? op.in[0] : op.in[2]];
-    const int64_t begin = (chunk - first_chunk[part]) * tiles[part];
-    const int64_t end = std::min(begin + tiles[part], w.num_tiles);
+    const int64_t begin = (team.share_begin(part->num_chunks, owner) + index) * part->tiles;
+    const int64_t end = std::min(begin + part->tiles, w.num_tiles);
     if (uses_blas(w, num_tokens)) {
-      blas_tiles(w, begin, end, reinterpret_cast<const float*>(in.data), num_tokens, outputs[part],
+      blas_tiles(w, begin, end, reinterpret_cast<const float*>(in.data), num_tokens, part->out,
                  reinterpret_cast<float*>(panels_.data()) + thread * kPanelFloats);
       return;
     }
     for (int64_t token = 0; token < num_tokens; token += kTokenBlock) {
       const int64_t last = std::min(token + kTokenBlock, num_tokens);
       for (int64_t tile = begin; tile < end; ++tile) {
-        matmul_tile(w, tile, in.data, token, last, num_tokens, outputs[part]);
+        matmul_tile(w, tile, in.data, token, last, num_tokens, part->out);
       }
     }
   });

@@ -319,3 +319,10 @@ def test_a_prefix_is_loaded(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == CORE.blas_info
+
+
+def test_the_doctor_says_what_is_there():
+    from rillm.board.doctor import examine
+
+    found = examine(measure=False).blas
+    assert found == CORE.blas_info or "libopenblas0-pthread" in found
