@@ -7,6 +7,7 @@
 #include "formats/format.h"
 #include "isa/simd.h"
 #include "kv_cache.h"
+#include "ops/blas.h"
 #include "program.h"
 #include "thread_team.h"
 #include "weight.h"
@@ -66,6 +67,12 @@ int core_read_bandwidth(CoreTeam* team, const void* data, uint64_t size, int32_t
     return int{CORE_OK};
   });
 }
+
+int core_load_blas(const char* path) {
+  return guarded([&] { return load_blas(path); });
+}
+
+const char* core_blas_info(void) { return blas_info(); }
 
 int core_format_at(int32_t index, CoreFormat* out) {
   const auto formats = all_formats();

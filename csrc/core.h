@@ -39,6 +39,11 @@ CORE_API void core_team_destroy(CoreTeam* team);
 CORE_API int core_read_bandwidth(CoreTeam* team, const void* data, uint64_t size, int32_t repeats,
                                  double* bytes_per_second);
 
+// ---- OpenBLAS ------------------------------------------------------------------------------
+// Loads the OpenBLAS at `path` for programs that ask for it (CoreProgramConfig); once a process.
+CORE_API int core_load_blas(const char* path);
+CORE_API const char* core_blas_info(void);  // e.g. "OpenBLAS 0.3.21 Zen"; "" where none is loaded
+
 // ---- weight formats ------------------------------------------------------------------------
 typedef struct {
   int32_t ggml_type, block_size, block_bytes, can_quantize;
@@ -135,6 +140,9 @@ typedef struct {
   int32_t num_ops, num_buffers, num_weights;
   int32_t max_tokens, max_logits;  // rows that one run may have
   int32_t output;                  // buffer that core_program_output returns
+  // Linear ops on float weights with at least so many rows use OpenBLAS; 0 = never. A result may
+  // then differ in its last bits with the number of rows (batched, chunked).
+  int32_t blas_min_rows;
 } CoreProgramConfig;
 
 // One ragged batch: prefill chunks and decode tokens of many sequences together.

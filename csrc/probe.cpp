@@ -12,6 +12,7 @@
 #include <sys/auxv.h>
 #elif defined(__riscv)
 #include <sys/auxv.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
@@ -85,7 +86,11 @@ struct HwProbe {
 };
 
 // Linux 6.4 and later; older kernels know only hwcap. By number: libc has had it only since 2.40.
+// The answers are those that hold for all CPUs that this thread may run on.
 bool ask_kernel(HwProbe* pairs, unsigned long count) {
+  unsigned long cpus[128] = {};
+  const long size = syscall(SYS_sched_getaffinity, 0, sizeof cpus, cpus);  // bytes of the mask
+  if (size > 0 && syscall(258, pairs, count, size, cpus, 0UL) == 0) return true;
   return syscall(258, pairs, count, 0UL, nullptr, 0UL) == 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "ops/activations.h"
+#include "ops/blas.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 
@@ -29,6 +30,7 @@ CoreProgram::CoreProgram(CoreTeam* team, CoreCache* cache, const CoreProgramConf
       max_tokens_(config.max_tokens),
       max_logits_(config.max_logits),
       output_(config.output),
+      blas_min_rows_(config.blas_min_rows),
       ops_(config.ops, config.ops + config.num_ops),
       weights_(config.weights, config.weights + config.num_weights) {
   for (int32_t i = 0; i < config.num_buffers; ++i) {
@@ -55,6 +57,9 @@ void CoreProgram::allocate() {
     scratch_floats_ = std::max(scratch_floats_, floats);
   }
   scratch_ = Memory(static_cast<uint64_t>(4 * scratch_floats_ * team_->threads.num_threads()));
+  if (blas_min_rows_ > 0) {
+    panels_ = Memory(static_cast<uint64_t>(4 * kPanelFloats * team_->threads.num_threads()));
+  }
   if (num_heads_ > 0) {
     const AttentionShape shape{num_heads_, cache_->config.num_kv_heads, cache_->config.head_dim};
     attention_.emplace(shape, team_->threads.num_threads(), max_tokens_);
@@ -62,7 +67,7 @@ void CoreProgram::allocate() {
 }
 
 uint64_t CoreProgram::num_bytes() const {
-  uint64_t sum = attention_ ? attention_->num_bytes() : 0;
+  uint64_t sum = panels_.size() + (attention_ ? attention_->num_bytes() : 0);
   for (const Memory& slot : slots_) sum += slot.size();
   return sum;
 }
@@ -170,34 +175,55 @@ void CoreProgram::run_op(const CoreOp& op, const CoreBatch& batch, int thread) {
 void CoreProgram::run_linear(const CoreOp& op, const CoreBatch& batch, int thread) {
   const int64_t num_tokens = num_rows(buffers_[op.out[0]], batch);
   const int64_t stride = buffers_[op.out[0]].shape.width;
-  const int64_t per_chunk = num_tokens > kTokenBlock / 2 ? kPrefillTiles : 1;
+  ThreadTeam& team = team_->threads;
 
-  const PackedMatrix* parts[3];
-  MatmulOutput outputs[3];
-  int64_t first_chunk[4] = {0};
+  struct Part {
+    const PackedMatrix* w;
+    MatmulOutput out;
+    int64_t tiles, num_chunks;  // tiles of a chunk; chunks of the matrix
+  };
+  Part parts[3];
   int num_parts = 0;
   for (int64_t column = 0; num_parts < 3 && op.weight[num_parts] >= 0; ++num_parts) {
-    const int part = num_parts;
-    parts[part] = weights_[op.weight[part]]->matrix.get();
-    const int32_t bias = op.weight[3 + part];
-    outputs[part] = {f32(op.out[0], 0) + column, stride,
-                     bias >= 0 ? weights_[bias]->values.data() : nullptr,
-                     op.in[1] >= 0 ? f32(op.in[1], 0) + column : nullptr};
-    column += parts[part]->rows;
-    first_chunk[part + 1] =
-        first_chunk[part] + (parts[part]->num_tiles + per_chunk - 1) / per_chunk;
+    Part& part = parts[num_parts];
+    part.w = weights_[op.weight[num_parts]]->matrix.get();
+    const int32_t bias = op.weight[3 + num_parts];
+    part.out = {f32(op.out[0], 0) + column, stride,
+                bias >= 0 ? weights_[bias]->values.data() : nullptr,
+                op.in[1] >= 0 ? f32(op.in[1], 0) + column : nullptr};
+    column += part.w->rows;
+    part.tiles = num_tokens > kTokenBlock / 2 ? kPrefillTiles : 1;
+    if (uses_blas(*part.w, num_tokens)) {
+      const int64_t share = part.w->num_tiles / team.num_threads();
+      part.tiles = std::clamp<int64_t>(share, 1, kPanelRows / Tile::kRows);
+    }
+    part.num_chunks = (part.w->num_tiles + part.tiles - 1) / part.tiles;
   }
-  team_->threads.for_chunks(thread, first_chunk[num_parts], [&](int64_t chunk) {
-    int part = 0;
-    while (chunk >= first_chunk[part + 1]) ++part;
-    const PackedMatrix& w = *parts[part];
+  // A thread's share is its share of each part, and so the tiles that it packed.
+  const auto size = [&](const Part& part, int owner) {
+    return team.share_begin(part.num_chunks, owner + 1) - team.share_begin(part.num_chunks, owner);
+  };
+  const auto share = [&](int owner) {
+    int64_t sum = 0;
+    for (int i = 0; i < num_parts; ++i) sum += size(parts[i], owner);
+    return sum;
+  };
+  team.for_shares(thread, share, [&](int owner, int64_t index) {
+    const Part* part = parts;
+    for (; index >= size(*part, owner); ++part) index -= size(*part, owner);
+    const PackedMatrix& w = *part->w;
     const Buffer& in = buffers_[w.is_quantized() ? op.in[0] : op.in[2]];
-    const int64_t begin = (chunk - first_chunk[part]) * per_chunk;
-    const int64_t end = std::min(begin + per_chunk, w.num_tiles);
+    const int64_t begin = (team.share_begin(part->num_chunks, owner) + index) * part->tiles;
+    const int64_t end = std::min(begin + part->tiles, w.num_tiles);
+    if (uses_blas(w, num_tokens)) {
+      blas_tiles(w, begin, end, reinterpret_cast<const float*>(in.data), num_tokens, part->out,
+                 reinterpret_cast<float*>(panels_.data()) + thread * kPanelFloats);
+      return;
+    }
     for (int64_t token = 0; token < num_tokens; token += kTokenBlock) {
       const int64_t last = std::min(token + kTokenBlock, num_tokens);
       for (int64_t tile = begin; tile < end; ++tile) {
-        matmul_tile(w, tile, in.data, token, last, num_tokens, outputs[part]);
+        matmul_tile(w, tile, in.data, token, last, num_tokens, part->out);
       }
     }
   });

@@ -42,6 +42,9 @@ struct CoreProgram {
 
   void run_op(const CoreOp& op, const CoreBatch& batch, int thread);
   void run_linear(const CoreOp& op, const CoreBatch& batch, int thread);
+  bool uses_blas(const rillm::PackedMatrix& w, int64_t num_rows) const {
+    return blas_min_rows_ > 0 && num_rows >= blas_min_rows_ && !w.is_quantized();
+  }
   void run_rope(const CoreOp& op, const CoreBatch& batch, int thread);
   int64_t num_rows(const Buffer& buffer, const CoreBatch& batch) const {
     if (buffer.shape.rows == CORE_ROWS_ONE) return 1;
@@ -64,7 +67,7 @@ struct CoreProgram {
 
   CoreTeam* const team_;
   CoreCache* const cache_;
-  const int32_t max_tokens_, max_logits_, output_;
+  const int32_t max_tokens_, max_logits_, output_, blas_min_rows_;
   std::vector<CoreOp> ops_;
   std::vector<Buffer> buffers_;
   std::vector<CoreWeight*> weights_;
@@ -72,5 +75,6 @@ struct CoreProgram {
   std::optional<rillm::AttentionPlan> attention_;
   rillm::Memory scratch_;       // one row of floats for each thread
   int64_t scratch_floats_ = 0;  // of one thread
+  rillm::Memory panels_;        // one of OpenBLAS's panels for each thread
   int32_t num_heads_ = 0;       // of the attention ops; all share one plan
 };

@@ -1,5 +1,6 @@
 // What a program must be before it may run, and what a batch must be before it is believed.
 #include "error.h"
+#include "ops/blas.h"
 #include "program.h"
 
 using rillm::fail;
@@ -16,6 +17,9 @@ const CoreWeight* CoreProgram::weight(int32_t id, CoreWeightKind kind) const {
 
 int CoreProgram::validate() {
   if (max_tokens_ < 1 || max_logits_ < 1) return fail(CORE_INVALID, "a program needs rows");
+  if (blas_min_rows_ > 0 && !rillm::has_blas()) {
+    return fail(CORE_INVALID, "the program asks for OpenBLAS, and core_load_blas was not called");
+  }
   constexpr int32_t kMaxWidth = 1 << 24;
   for (size_t i = 0; i < buffers_.size(); ++i) {
     const CoreBuffer& buffer = buffers_[i].shape;

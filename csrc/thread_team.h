@@ -37,20 +37,34 @@ class ThreadTeam {
   // Every thread waits until all have come. Also opens the next for_chunks phase.
   void barrier();
 
+  // Where thread `owner`'s share of num_chunks begins. What is shared out twice by this (the tiles
+  // of a matrix, when they are packed and when they are multiplied) falls to the same threads.
+  int64_t share_begin(int64_t num_chunks, int owner) const {
+    return num_chunks * owner / num_threads_;
+  }
+
   // Calls body(chunk) once for each chunk in [0, num_chunks), over all threads. At most one
   // for_chunks between two barriers; every thread must take part.
   template <class Fn>
   void for_chunks(int thread, int64_t num_chunks, Fn&& body) {
+    const auto begin = [&](int owner) { return share_begin(num_chunks, owner); };
+    for_shares(
+        thread, [&](int owner) { return begin(owner + 1) - begin(owner); },
+        [&](int owner, int64_t i) { body(begin(owner) + i); });
+  }
+
+  // The same where thread `owner` has size(owner) chunks of its own: calls body(owner, i) for each
+  // i < size(owner), on that thread or on one that is done with its own.
+  template <class Size, class Fn>
+  void for_shares(int thread, Size&& size, Fn&& body) {
     for (int k = 0; k < num_threads_; ++k) {
       const int owner = thread + k < num_threads_ ? thread + k : thread + k - num_threads_;
-      const int64_t begin = num_chunks * owner / num_threads_;
-      const int64_t end = num_chunks * (owner + 1) / num_threads_;
+      const int64_t count = size(owner);
       std::atomic<int64_t>& taken = shares_[owner].taken;
-      while (true) {
-        if (begin + taken.load(std::memory_order_relaxed) >= end) break;
-        const int64_t chunk = begin + taken.fetch_add(1, std::memory_order_relaxed);
-        if (chunk >= end) break;
-        body(chunk);
+      while (taken.load(std::memory_order_relaxed) < count) {
+        const int64_t i = taken.fetch_add(1, std::memory_order_relaxed);
+        if (i >= count) break;
+        body(owner, i);
       }
     }
   }

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rillm.core import Batch, Core, ThreadTeam, allowed_cpus, load_core
+from rillm.core import Batch, Core, ThreadTeam, load_core
+from rillm.engine.machine import start_team
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.models import LoadedModel, load_model
 
@@ -40,6 +41,7 @@ class BenchResult:
     num_threads: int
     repeats: int
     cpu: str
+    blas: str  # whether OpenBLAS was used in prefill, and why
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -93,16 +95,16 @@ def run_benchmarks(
     cache_type: GGMLType = GGMLType.F16,
     isa: str | None = None,
     batch_size: int = 512,
+    blas: str = "off",
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[BenchResult], None] | None = None,
 ) -> list[BenchResult]:
     """Runs the tests one after another; `report` gets each result as it is there."""
     core = load_core(isa)
-    threads = num_threads or len(allowed_cpus())
     longest = max(test.context * test.num_seqs for test in tests)
     most_seqs = max(test.num_seqs for test in tests)
     results = []
-    with core.team(threads) as team, GGUFReader(path) as reader:
+    with start_team(core, num_threads) as team, GGUFReader(path) as reader:
         bandwidth = team.read_bandwidth(array("B", bytes(_BANDWIDTH_BYTES)))
         model = load_model(
             reader,
@@ -113,6 +115,7 @@ def run_benchmarks(
             num_blocks=longest // _BLOCK + most_seqs + 1,
             block_size=_BLOCK,
             cache_type=cache_type,
+            blas=blas,
             progress=progress,
         )
         try:
@@ -158,6 +161,7 @@ def _measure(
         num_threads=team.num_threads,
         repeats=repeats,
         cpu=cpu_name(),
+        blas=model.blas,
     )
 
 

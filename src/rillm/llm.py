@@ -67,6 +67,7 @@ class LLM:
         max_num_seqs: int = 16,
         cache_type: str = "f16",
         cache_memory: int | None = None,
+        blas: str = "off",
         isa: str | None = None,
         chat_template: str | None = None,
         draft_tokens: int = 0,
@@ -78,11 +79,13 @@ class LLM:
         num_threads: None for every CPU this process may use. context_length: tokens of the longest
         sequence; 0 for the model's own, as far as memory allows. max_num_seqs: answers computed
         together. cache_type: "f16" or "q8_0" keys and values. cache_memory: bytes for them; None
-        for what the sequences need, up to half of the available memory. isa: a kernel variant by
-        name. chat_template: name of a built-in one, or Jinja source; None for the file's.
-        draft_tokens: guess up to so many tokens of a step from the text before them (the answer
-        stays the same). embeddings: `embed` can be used. progress: called with bytes loaded and
-        bytes in total.
+        for what the sequences need, up to half of the available memory. blas: "openblas" for
+        prefill with f32, f16 and bf16 weights by OpenBLAS, "auto" where it is measured to be
+        faster; answers may then depend, in the last bits of the logits, on what else is computed.
+        isa: a kernel variant by name. chat_template: name of a built-in one, or Jinja source; None
+        for the file's. draft_tokens: guess up to so many tokens of a step from the text before them
+        (the answer stays the same). embeddings: `embed` can be used. progress: called with bytes
+        loaded and bytes in total.
         """
         config = EngineConfig(
             num_threads=num_threads,
@@ -91,6 +94,7 @@ class LLM:
             cache_type=cache_type,
             cache_memory=cache_memory,
             embeddings=embeddings,
+            blas=blas,
             isa=isa,
             draft_tokens=draft_tokens,
         )

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rillm.core import Batch, allowed_cpus, load_core
+from rillm.core import Batch, load_core
+from rillm.engine.machine import start_team
 from rillm.errors import RillmError
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.logits_file import BaseLogits, LogitsWriter
@@ -196,6 +197,7 @@ def measure(
     kl_base: str | os.PathLike[str] | None = None,
     cache_type: str = "f16",
     num_threads: int | None = None,
+    blas: str = "off",
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[int, int, float], None] | None = None,
 ) -> PerplexityResult:
@@ -224,7 +226,7 @@ def measure(
         base = writer = None
         if kl_base is not None:
             base = stack.enter_context(BaseLogits(kl_base, windows, vocab_size))
-        team = stack.enter_context(core.team(num_threads or len(allowed_cpus())))
+        team = stack.enter_context(start_team(core, num_threads))
         model = load_model(
             reader,
             core,
@@ -234,6 +236,7 @@ def measure(
             num_blocks=-(-size // _BLOCK),
             block_size=_BLOCK,
             cache_type=GGMLType[cache_type.upper()],
+            blas=blas,
             progress=progress,
         )
         stack.callback(model.close)

@@ -10,14 +10,17 @@
 
 #include "core.h"
 
-#define CORE_FUNCTIONS(X)                                                                         \
-  X(core_variant)                                                                                 \
-  X(core_last_error)                                                                              \
-  X(core_team_create)                                                                             \
-  X(core_format_at) X(core_dequantize) X(core_quantize) X(core_weight_create)                     \
-      X(core_weight_is_quantized) X(core_weight_destroy) X(core_cache_create)                     \
-          X(core_cache_destroy) X(core_program_create) X(core_program_run) X(core_program_output) \
-              X(core_program_destroy)
+#define CORE_FUNCTIONS(X)                                                                   \
+  X(core_variant)                                                                           \
+  X(core_last_error)                                                                        \
+  X(core_team_create)                                                                       \
+  X(core_load_blas)                                                                         \
+  X(core_blas_info)                                                                         \
+  X(core_format_at)                                                                         \
+  X(core_dequantize)                                                                        \
+  X(core_quantize) X(core_weight_create) X(core_weight_is_quantized) X(core_weight_destroy) \
+      X(core_cache_create) X(core_cache_destroy) X(core_program_create) X(core_program_run) \
+          X(core_program_output) X(core_program_destroy)
 
 #define X(name) inline decltype(&::name) name##_;
 CORE_FUNCTIONS(X)
@@ -84,8 +87,9 @@ inline CoreOp make_op(int kind, std::vector<int32_t> in, std::vector<int32_t> ou
 // batch of its rows.
 class Program {
  public:
-  Program(const Tensor& input, int32_t max_tokens, CoreCache* cache = nullptr)
-      : cache_(cache), max_tokens_(max_tokens) {
+  Program(const Tensor& input, int32_t max_tokens, CoreCache* cache = nullptr,
+          int32_t blas_min_rows = 0)
+      : cache_(cache), max_tokens_(max_tokens), blas_min_rows_(blas_min_rows) {
     add_buffer(CORE_BUFFER_F32, input.cols);
     add_op(make_op(CORE_EMBED, {}, {0}, {add_weight(CORE_TABLE, input)}));
   }
@@ -122,7 +126,8 @@ class Program {
                                      static_cast<int32_t>(weights_.size()),
                                      max_tokens_,
                                      1,
-                                     output};
+                                     output,
+                                     blas_min_rows_};
       must(core_program_create_(team, cache_, &config, &program_));
     }
     const auto n = static_cast<int32_t>(ids.size());
@@ -152,7 +157,7 @@ class Program {
 
  private:
   CoreCache* cache_;
-  int32_t max_tokens_;
+  int32_t max_tokens_, blas_min_rows_;
   std::vector<CoreOp> ops_;
   std::vector<CoreBuffer> buffers_;
   std::vector<CoreWeight*> weights_;

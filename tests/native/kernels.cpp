@@ -3,6 +3,7 @@
 //     kernels LIBRARY [case ...]          one line for each case; exit status 1 if any is wrong.
 //                                         A case is a format, linear, attention or rows
 //     kernels LIBRARY --repeat FORMAT ROWS COLS TOKENS COUNT     one linear op, COUNT times
+//     kernels LIBRARY --blas OPENBLAS     float weights by that OpenBLAS, on two threads
 //     kernels PROBE --features            what the probe library finds
 //
 // The second form is for counting instructions under an emulator: two counts, one difference. No
@@ -244,6 +245,46 @@ void check_rows() {
   report("rmsnorm, add", program.run(iota(0, num_tokens), sum), want, 1e-6);
 }
 
+// Weights of several panels with a bias, added to the output in place; below the least number of
+// rows the result is rillm's own, bit for bit.
+void check_blas(const CoreFormat& format) {
+  const int64_t rows = 610, cols = 1056;
+  const int32_t num_tokens = 37, min_rows = 20;
+  const std::vector<float> x = random_floats(num_tokens * cols);
+  const Tensor input = make_tensor(f32(), num_tokens, cols, x);
+  const Tensor w = make_tensor(format, rows, cols, random_floats(rows * cols, 0.05f));
+  const Tensor bias = make_tensor(f32(), 1, rows, random_floats(rows));
+  const auto run = [&](int32_t least, int32_t count) {
+    Program program(input, num_tokens, nullptr, least);
+    const int32_t y = add_linear(program, w, nullptr);
+    CoreOp again = make_op(CORE_LINEAR, {-1, y, 0}, {y}, {0});
+    again.weight[0] = program.add_weight(CORE_MATRIX, w);
+    again.weight[3] = program.add_weight(CORE_VECTOR, bias);
+    program.add_op(again);
+    return program.run(iota(0, count), y);
+  };
+  std::vector<double> want;
+  for (int32_t token = 0; token < num_tokens; ++token) {
+    for (int64_t row = 0; row < rows; ++row) {
+      double sum = 0;
+      for (int64_t k = 0; k < cols; ++k) {
+        sum += double{x[token * cols + k]} * double{w.values[row * cols + k]};
+      }
+      want.push_back(2 * sum + double{bias.values[row]});
+    }
+  }
+  const bool same = run(min_rows, min_rows - 1) == run(0, min_rows - 1);
+  report("blas " + std::string(format.name), run(min_rows, num_tokens), want, 2e-6, same);
+}
+
+int with_blas(const char* path) {
+  must(core_team_create_(2, nullptr, &team));
+  must(core_load_blas_(path));
+  std::printf("%s\n", core_blas_info_());
+  for (const char* name : {"F32", "F16", "BF16"}) check_blas(find_format(name));
+  return failures > 0;
+}
+
 int repeat(char** argument) {
   const CoreFormat format = find_format(argument[0]);
   const int64_t rows = std::atoll(argument[1]), cols = std::atoll(argument[2]);
@@ -274,6 +315,7 @@ int main(int argc, char** argv) {
   if (argc == 3 && std::strcmp(argv[2], "--features") == 0) return print_features(argv[1]);
   load_core(argv[1], 1);
   if (argc == 8 && std::strcmp(argv[2], "--repeat") == 0) return repeat(argv + 3);
+  if (argc == 4 && std::strcmp(argv[2], "--blas") == 0) return with_blas(argv[3]);
   const auto wanted = [&](const std::string& name) {
     if (argc == 2) return true;
     return std::any_of(argv + 2, argv + argc, [&](const char* word) { return name == word; });

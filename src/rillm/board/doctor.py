@@ -18,7 +18,7 @@ from rillm.board.machine import Machine, read_machine
 from rillm.board.problems import Problem, find_problems
 from rillm.board.sizing import Advice, advise, size_of_file, sizes_of_shape
 from rillm.board.vector import describe_vector
-from rillm.core import allowed_cpus, cpu_features, load_core, variants
+from rillm.core import CoreError, allowed_cpus, cpu_features, load_core, open_blas, variants
 from rillm.engine.machine import available_memory, cpu_quota, default_num_threads
 from rillm.errors import RillmError
 
@@ -70,6 +70,7 @@ class Report:
     disk_free: int = 0  # bytes, where the model is, else in the home folder
     advice: Advice | None = None
     problems: list[Problem] = field(default_factory=list)
+    blas: str = ""  # the OpenBLAS that --blas would use, or why there is none
 
     @property
     def can_run(self) -> bool:
@@ -119,6 +120,7 @@ def examine(
         report.features = sorted(cpu_features())
         report.variants = variant_choices()
         load_core()
+        report.blas = _find_blas()
     except RillmError as error:
         core_error = str(error)
     report.vector = describe_vector(report.architecture, report.features, machine.isa)
@@ -149,6 +151,14 @@ def examine(
         advice=report.advice,
     )
     return report
+
+
+def _find_blas() -> str:
+    try:
+        open_blas(load_core())
+    except CoreError as error:
+        return str(error)
+    return load_core().blas_info
 
 
 def variant_choices() -> list[VariantChoice]:

@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rillm.core.placement import format_cpu_list as format_cpu_list
+from rillm.core.placement import parse_cpu_list as parse_cpu_list
+
 _CPUS = "sys/devices/system/cpu"
 
 
@@ -77,26 +80,6 @@ def read_machine(root: Path = Path("/")) -> Machine:
         temperature=_temperature(root),
         throttled=_throttled(root, online),
     )
-
-
-def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """The kernel's "0-3,8" -> (0, 1, 2, 3, 8)."""
-    cpus: list[int] = []
-    for part in text.strip().split(","):
-        if match := re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()):
-            cpus.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(cpus)
-
-
-def format_cpu_list(cpus: tuple[int, ...]) -> str:
-    """(0, 1, 2, 3, 8) -> "0-3,8"."""
-    runs: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if runs and runs[-1][-1] == cpu - 1:
-            runs[-1].append(cpu)
-        else:
-            runs.append([cpu])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _clusters(

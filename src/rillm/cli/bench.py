@@ -49,6 +49,8 @@ def bench(
         str, typer.Option("--users", help="Sequences that decode together, with commas.")
     ] = "1",
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
+    blas: options.Blas = "off",
     repeats: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Runs.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -81,6 +83,7 @@ def bench(
                 path,
                 tests,
                 num_threads=threads,
+                blas=blas,
                 repeats=repeats,
                 progress=progress,
                 report=(lambda result: print(json.dumps(result.to_dict()), flush=True))
@@ -106,7 +109,8 @@ def _print_table(results: list[BenchResult]) -> None:
     stderr.print(
         f"{first.model}, {human_bytes(first.weight_bytes)} of weights a token; {first.cpu}, "
         f"{first.variant}, {first.num_threads} threads, "
-        f"{first.bandwidth / 1e9:.1f} GB/s read bandwidth",
+        f"{first.bandwidth / 1e9:.1f} GB/s read bandwidth"
+        + (f"; BLAS {first.blas}" if first.blas != "off" else ""),
         markup=False,
     )
     table = Table(box=None, pad_edge=False)

@@ -86,8 +86,10 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     n_predict: options.NumPredict = -1,
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
     ctx_size: options.ContextSize = 8192,
     cache_type: options.CacheType = "f16",
+    blas: options.Blas = "off",
     chat_template: Annotated[
         str | None,
         typer.Option("--chat-template", help="Name of a built-in template [default: the file's]."),
@@ -105,7 +107,7 @@ def chat(
     params = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     conversation = Conversation(system)
     draft = options.draft_tokens(spec_type, draft_max)
-    with options.load(model, threads, ctx_size, cache_type, chat_template, draft) as llm:
+    with options.load(model, threads, ctx_size, cache_type, chat_template, draft, blas) as llm:
         if sys.stdin.isatty():
             stderr.print(
                 f"{model.name}, context {llm.context_length} tokens. /help for commands.",

@@ -92,6 +92,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     for choice in report.variants:
         mark = "kernels" if choice.chosen else "not"
         rows.append((mark, f"{choice.name}: {choice.reason}"))
+    if report.blas:
+        rows.append(("OpenBLAS", f"{report.blas}; for --blas, with unquantised models only"))
     if report.bandwidth:
         speeds = (
             f"{row.num_threads}: {row.bytes_per_second / 1e9:.1f}" for row in report.bandwidth

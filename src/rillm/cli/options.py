@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rillm.cli.console import progress_bar
+from rillm.core.placement import format_cpu_list, parse_cpu_list
 from rillm.errors import RillmError
 from rillm.llm import LLM
 from rillm.sampling import SamplingParams
@@ -19,6 +21,36 @@ Model = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option("-t", "--threads", min=1, help="Threads [default: the CPUs allowed to us]."),
+]
+
+
+def _keep_to(text: str | None) -> str | None:
+    """The callback of --cpu-list: the process, and all that it starts, stays on these CPUs."""
+    if text is not None:
+        cpus = set(parse_cpu_list(text))
+        foreign = sorted(cpus - os.sched_getaffinity(0))
+        if not cpus or foreign:
+            reason = f"CPU {foreign[0]} is not ours" if foreign else "is not a list as 0-3,8"
+            ours = format_cpu_list(os.sched_getaffinity(0))
+            raise typer.BadParameter(f"{text!r}: {reason}; we may use {ours}")
+        os.sched_setaffinity(0, cpus)
+    return text
+
+
+CpuList = Annotated[
+    str | None,
+    typer.Option(
+        "--cpu-list", callback=_keep_to, help="Run on these CPUs only, e.g. 0-3,8 (as taskset -c)."
+    ),
+]
+Blas = Annotated[
+    str,
+    typer.Option(
+        "--blas",
+        help="Prefill with f32, f16 and bf16 weights by OpenBLAS: off, openblas, or auto (where it "
+        "is measured to be faster). With it the last bits of logits depend on what is computed "
+        "together; without it they never do.",
+    ),
 ]
 ContextSize = Annotated[
     int, typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0 = the model's.")
@@ -128,6 +160,7 @@ def load(
     cache_type: str,
     chat_template: str | None = None,
     draft: int = 0,
+    blas: str = "off",
 ) -> LLM:
     """The model, with a progress bar while it loads. One sequence at a time."""
     with progress_bar(f"loading {model.name}") as progress:
@@ -139,5 +172,6 @@ def load(
             cache_type=cache_type.lower(),
             chat_template=chat_template,
             draft_tokens=draft,
+            blas=blas,
             progress=progress,
         )

@@ -51,6 +51,8 @@ def perplexity(
     model_option: options.ModelOption = None,
     text_option: options.TextOption = None,
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
+    blas: options.Blas = "off",
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Measures and prints."""
@@ -75,6 +77,7 @@ def perplexity(
             kl_base=kl_base,
             cache_type=cache_type.lower(),
             num_threads=threads,
+            blas=blas,
             progress=progress,
             report=report,
         )

@@ -33,10 +33,12 @@ def run(
     ] = False,
     n_predict: options.NumPredict = 512,
     threads: options.Threads = None,
+    cpu_list: options.CpuList = None,
     ctx_size: options.ContextSize = 4096,
     cache_type: options.CacheType = "f16",
     spec_type: options.SpecType = "none",
     draft_max: options.DraftMax = options.DEFAULT_DRAFT,
+    blas: options.Blas = "off",
     temperature: options.Temperature = DEFAULTS.temperature,
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
@@ -52,7 +54,7 @@ def run(
     text = sys.stdin.read() if given[0] == "-" else given[0]
     params = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     draft = options.draft_tokens(spec_type, draft_max)
-    with options.load(model, threads, ctx_size, cache_type, draft=draft) as llm:
+    with options.load(model, threads, ctx_size, cache_type, draft=draft, blas=blas) as llm:
         if raw:
             chunks = llm.stream(text, params, n_predict=n_predict)
         else:

@@ -87,6 +87,7 @@ def serve(
             help="Threads [default: the CPUs allowed to us].",
         ),
     ] = None,
+    cpu_list: options.CpuList = None,
     ctx_size: Annotated[
         int,
         typer.Option(
@@ -131,6 +132,7 @@ def serve(
             help="Must be the same as -ctk.",
         ),
     ] = None,
+    blas: options.Blas = "off",
     cache_prompt: Annotated[
         bool, typer.Option("--cache-prompt/--no-cache-prompt", help="Reuse common prefixes.")
     ] = True,
@@ -335,6 +337,7 @@ def serve(
         parallel=parallel,
         batch_size=batch_size,
         cache_type=cache_type_k.lower(),
+        blas=blas,
         cache_prompt=cache_prompt,
         draft_tokens=options.draft_tokens(spec_type, draft_max),
         chat_template=template,

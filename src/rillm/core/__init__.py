@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from rillm.core.abi import BufferKind, CoreBuffer, CoreCacheConfig, CoreOp, OpKind, Rows, WeightKind
 from rillm.core.batch import Batch
+from rillm.core.blas import BLAS_CHOICES, BlasUse, choose_blas, open_blas
 from rillm.core.library import (
     CompiledProgram,
     Core,
@@ -21,7 +22,9 @@ from rillm.core.loader import CoreError, Variant, cpu_features, supported_varian
 from rillm.core.sampling import SamplingRequest
 
 __all__ = [
+    "BLAS_CHOICES",
     "Batch",
+    "BlasUse",
     "BufferKind",
     "CompiledProgram",
     "Core",
@@ -39,8 +42,10 @@ __all__ = [
     "Weight",
     "WeightKind",
     "allowed_cpus",
+    "choose_blas",
     "cpu_features",
     "load_core",
+    "open_blas",
     "supported_variants",
     "variants",
 ]

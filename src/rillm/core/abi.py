@@ -152,6 +152,7 @@ class CoreProgramConfig(Structure):
         ("max_tokens", c_int32),
         ("max_logits", c_int32),
         ("output", c_int32),
+        ("blas_min_rows", c_int32),
     ]
 
 
@@ -179,6 +180,8 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "core_team_create": (c_int32, [c_int32, POINTER(c_int32), _OUT]),
     "core_team_destroy": (None, [HANDLE]),
     "core_read_bandwidth": (c_int32, [HANDLE, c_void_p, c_uint64, c_int32, POINTER(c_double)]),
+    "core_load_blas": (c_int32, [c_char_p]),
+    "core_blas_info": (c_char_p, []),
     "core_format_at": (c_int32, [c_int32, POINTER(CoreFormat)]),
     "core_dequantize": (c_int32, [c_int32, c_void_p, c_uint64, c_void_p, c_uint64]),
     "core_quantize": (

@@ -6,10 +6,11 @@ that compute release the GIL (ctypes does), so other Python threads go on meanwh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -133,9 +134,24 @@ class Core:
         """Calls a function of the ABI that cannot fail and returns its value."""
         return getattr(self._library, name)(*arguments)
 
-    def team(self, num_threads: int, cpus: Sequence[int] | None = None) -> ThreadTeam:
-        """Starts a thread team. cpus: where to pin its threads, [num_threads]."""
-        return ThreadTeam(self, num_threads, cpus)
+    def team(
+        self, num_threads: int, cpus: Sequence[int] | None = None, *, caller: int | None = None
+    ) -> ThreadTeam:
+        """Starts a thread team. cpus: where to pin its threads, [num_threads].
+
+        caller: the CPU that threads which call the team are kept on while they do (NUMA).
+        """
+        return ThreadTeam(self, num_threads, cpus, caller)
+
+    def load_blas(self, path: str | os.PathLike[str]) -> None:
+        """Loads an OpenBLAS for programs that ask for it. CoreError if it is not one we can use."""
+        self.call("core_load_blas", os.fsencode(path))
+
+    @property
+    def blas_info(self) -> str:
+        """What `load_blas` loaded, e.g. "OpenBLAS 0.3.21 Zen"; empty before."""
+        info: bytes = self.query("core_blas_info")
+        return info.decode(errors="replace")
 
     def dequantize(self, ggml_type: int, blocks: Buffer, out: Buffer) -> None:
         """Weights of any format -> float32, equal bit for bit to the gguf package's."""
@@ -233,7 +249,13 @@ class ThreadTeam(_Handle):
 
     _destroy = "core_team_destroy"
 
-    def __init__(self, core: Core, num_threads: int, cpus: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        core: Core,
+        num_threads: int,
+        cpus: Sequence[int] | None = None,
+        caller: int | None = None,
+    ) -> None:
         if cpus is not None and len(cpus) != num_threads:
             raise CoreError(f"{num_threads} threads cannot be pinned to {len(cpus)} CPUs")
         pins = None if cpus is None else (ctypes.c_int32 * num_threads)(*cpus)
@@ -241,6 +263,25 @@ class ThreadTeam(_Handle):
         core.call("core_team_create", num_threads, pins, ctypes.byref(handle))
         super().__init__(core, handle.value)
         self.num_threads = num_threads
+        self._caller = caller
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """Keeps this thread on thread 0's CPU, if it has one: its share of the weights lies there.
+
+        The pinning of the caller is a hint, and its old affinity comes back at the end.
+        """
+        if self._caller is None:
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        with contextlib.suppress(OSError):  # a CPU that went offline
+            os.sched_setaffinity(0, {self._caller})
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, before)
 
     def read_bandwidth(self, data: Buffer, repeats: int = 3) -> float:
         """Bytes per second at which the team reads `data` (the best of `repeats` passes)."""
@@ -270,13 +311,14 @@ class Weight(_Handle):
             address_of(data), memoryview(data).nbytes, shape[0], shape[1], ggml_type
         )
         handle = ctypes.c_void_p()
-        core.call(
-            "core_weight_create",
-            None if team is None else team.handle,
-            int(kind),
-            ctypes.byref(tensor),
-            ctypes.byref(handle),
-        )
+        with contextlib.nullcontext() if team is None else team.calling():
+            core.call(
+                "core_weight_create",
+                None if team is None else team.handle,
+                int(kind),
+                ctypes.byref(tensor),
+                ctypes.byref(handle),
+            )
         super().__init__(core, handle.value)
         self.kind = kind
         self.shape = shape
@@ -340,8 +382,12 @@ class CompiledProgram(_Handle):
         max_logits: int,
         output: int,
         hidden: int | None = None,
+        blas_min_rows: int = 0,
     ) -> None:
-        """output, hidden: indices of buffers; `hidden` is one that `add_hidden` reads."""
+        """output, hidden: indices of buffers; `hidden` is one that `add_hidden` reads.
+
+        blas_min_rows: linear ops on float weights with so many rows use OpenBLAS; 0: none.
+        """
         core = team.core
         handles = (ctypes.c_void_p * len(weights))(*(weight.handle for weight in weights))
         config = abi.CoreProgramConfig(
@@ -354,6 +400,7 @@ class CompiledProgram(_Handle):
             max_tokens,
             max_logits,
             output,
+            blas_min_rows,
         )
         handle = ctypes.c_void_p()
         core.call(
@@ -381,7 +428,8 @@ class CompiledProgram(_Handle):
         """One step: fills the cache and the output rows of the batch."""
         if not (self._team.is_open and (self._cache is None or self._cache.is_open)):
             raise CoreError("the program's thread team or KV cache is closed")
-        self.core.call("core_program_run", self.handle, ctypes.byref(batch.to_core()))
+        with self._team.calling():
+            self.core.call("core_program_run", self.handle, ctypes.byref(batch.to_core()))
 
     def output_address(self, row: int = 0) -> int:
         """Where output row `row` lies: float32 [output_width]."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
 import os
+import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import rillm.core
+from rillm.core.placement import Cpu, one_kind, read_cpus
 from rillm.errors import RillmError
 
 
@@ -62,7 +65,48 @@ def variants() -> tuple[Variant, ...]:
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
-    """The features of this CPU that matter to rillm, e.g. {"avx2", "fma"}."""
+    """The features of the CPUs that we run on that matter to rillm, e.g. {"avx2", "fma"}.
+
+    Where CPUs differ in them, the whole process is kept to the CPUs of one kind from here on.
+    """
+    keep_to_one_kind()
+    return _probe()
+
+
+def keep_to_one_kind() -> tuple[int, ...]:
+    """Leaves this process only CPUs that run the same kernels; returns those that were given up."""
+    allowed = sorted(os.sched_getaffinity(0))
+    cpus = read_cpus(allowed)
+    features: dict[int, frozenset[str]] = {}
+    if platform.machine() == "riscv64" and len(allowed) > 1:
+        # Only a CPU itself tells its vector length: ask each one.
+        try:
+            for cpu in allowed:
+                os.sched_setaffinity(0, {cpu})
+                features[cpu] = _probe()
+        finally:
+            os.sched_setaffinity(0, allowed)
+        cpus = tuple(
+            replace(cpu, kind=f"{cpu.kind}; {','.join(sorted(features[cpu.number]))}")
+            for cpu in cpus
+        )
+
+    def score(cpu: Cpu) -> int:
+        known = features.get(cpu.number)
+        if known is None:
+            return 0
+        return max((one.score for one in variants() if one.features <= known), default=-1)
+
+    kept = {cpu.number for cpu in one_kind(cpus, score)}
+    given_up = tuple(cpu for cpu in allowed if cpu not in kept)
+    if given_up:
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError):  # one that ends just now
+                os.sched_setaffinity(int(thread), kept)
+    return given_up
+
+
+def _probe() -> frozenset[str]:
     path = variants()[0].path.parent / "librillm_probe.so"
     try:
         probe = ctypes.CDLL(str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rillm.core import BLAS_CHOICES
 from rillm.errors import RillmError
 
 CACHE_TYPES = ("f16", "q8_0")
@@ -32,6 +33,7 @@ class EngineConfig:
     max_prefill_delay: float = 2.0  # decode steps that a prompt chunk may delay other sequences by
     max_step_seconds: float = 1.0  # of prompt tokens in a step; a request is aborted between steps
     embeddings: bool = False  # hidden states can be asked for; takes memory for one step's
+    blas: str = "off"  # prefill with float weights by OpenBLAS: off, auto or openblas
     isa: str | None = None  # kernel variant; None: RILLM_ISA or the best for this CPU
 
     def __post_init__(self) -> None:
@@ -55,6 +57,9 @@ class EngineConfig:
             raise RillmError(
                 f"cache_type must be one of {', '.join(CACHE_TYPES)}, not {self.cache_type!r}"
             )
+        if self.blas not in BLAS_CHOICES:
+            known = ", ".join(BLAS_CHOICES)
+            raise RillmError(f"blas must be one of {known}, not {self.blas!r}")
         for name in ("max_prefill_delay", "max_step_seconds"):
             if not getattr(self, name) >= 0:
                 raise RillmError(f"{name} must be 0 (no limit) or more, not {getattr(self, name)}")

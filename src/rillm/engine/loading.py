@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rillm.chat_template import ChatTemplate
-from rillm.core import Batch, Core, ThreadTeam, allowed_cpus, load_core
+from rillm.core import Batch, Core, ThreadTeam, load_core
 from rillm.engine.config import CacheMemoryError, CachePlan, EngineConfig, format_bytes, plan_cache
 from rillm.engine.engine import Engine
-from rillm.engine.machine import available_memory, default_num_threads
+from rillm.engine.machine import available_memory, start_team
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.models import LoadedModel, load_model, read_model_config
 from rillm.nn import ModelConfig
@@ -118,8 +118,7 @@ def load_engine(
         )
         tokenizer = Tokenizer.from_gguf(reader.metadata)
         core = load_core(config.isa)
-        num_threads = config.num_threads or default_num_threads()
-        team = core.team(num_threads, _pins(num_threads))
+        team = start_team(core, config.num_threads)
         model = load_model(
             reader,
             core,
@@ -130,6 +129,7 @@ def load_engine(
             block_size=plan.block_size,
             cache_type=cache_type,
             embeddings=config.embeddings,
+            blas=config.blas,
             progress=progress,
         )
         if warm_up:
@@ -172,10 +172,3 @@ def cache_block_bytes(config: ModelConfig, cache_type: GGMLType, block_size: int
     """Bytes of `block_size` tokens in the KV cache: keys and values of every layer and KV head."""
     row = cache_type.row_bytes(config.head_dim)
     return 2 * config.num_layers * config.num_kv_heads * block_size * row
-
-
-def _pins(num_threads: int) -> Sequence[int] | None:
-    # Every CPU has one thread: none needs to move, and weights stay close to who packed them.
-    # With fewer threads than CPUs the kernel knows better which ones are idle.
-    cpus = allowed_cpus()
-    return cpus if 1 < num_threads == len(cpus) else None

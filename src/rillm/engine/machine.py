@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rillm.core import allowed_cpus
+from rillm.core import Core, ThreadTeam, allowed_cpus
+from rillm.core.placement import format_cpu_list, place, read_cpus
 
+_log = logging.getLogger(__name__)
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def default_num_threads() -> int:
     """Allowed CPUs, or fewer where a container's CPU quota gives less than one of each."""
     return max(1, math.ceil(min(len(allowed_cpus()), cpu_quota())))
+
+
+def start_team(core: Core, num_threads: int | None = None) -> ThreadTeam:
+    """A thread team placed on the CPUs that this process may use, never more than one on each.
+
+    num_threads: None for `default_num_threads`.
+    """
+    allowed = allowed_cpus()
+    wanted = num_threads or default_num_threads()
+    if wanted > len(allowed):
+        _log.warning(
+            "%d threads were asked for, but only CPUs %s are ours: %d threads",
+            wanted, format_cpu_list(allowed), len(allowed),
+        )  # fmt: skip
+    placement = place(read_cpus(allowed), wanted)
+    return core.team(placement.num_threads, placement.cpus, caller=placement.caller)
 
 
 def cpu_quota() -> float:

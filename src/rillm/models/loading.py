@@ -6,7 +6,7 @@ import importlib
 import math
 import pkgutil
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
 
@@ -21,6 +21,7 @@ from rillm.core import (
     ThreadTeam,
     Weight,
     WeightKind,
+    choose_blas,
 )
 from rillm.gguf import GGMLType, GGUFReader, TensorInfo
 from rillm.models.base import DecoderModel
@@ -67,9 +68,11 @@ class LoadedModel:
         kv_cache: KVCache,
         weights: list[Weight],
         observed: Mapping[str, slice] | None = None,
+        blas: str = "off",
     ) -> None:
         self.config = config
         self.kv_cache = kv_cache
+        self.blas = blas  # whether OpenBLAS is used, and why
         self.observed = observed or {}
         self._program = program
         self._weights = weights
@@ -134,6 +137,7 @@ def load_model(
     block_size: int = 16,
     cache_type: GGMLType = GGMLType.F16,
     embeddings: bool = False,
+    blas: str = "off",
     progress: Progress | None = None,
     observe: Callable[[str], bool] | None = None,
 ) -> LoadedModel:
@@ -144,9 +148,10 @@ def load_model(
     The reader must stay open as long as the model: token embeddings are read from the mapped file.
     observe: chooses matrices by tensor name; the model then gives the `sums` of the squares of
     what they are multiplied with, column by column, and no logits.
-    Errors: ModelError naming the key or tensor.
+    blas: one of rillm.core.BLAS_CHOICES. Errors: ModelError naming the key or tensor.
     """
     config, module = _config_and_module(reader)
+    blas_use = choose_blas(core, team, blas, _matrices(reader))
     try:
         model: DecoderModel = module.Model(config)
         weights = _load_weights(model, reader, core, team, progress)
@@ -171,11 +176,12 @@ def load_model(
         if observe is not None:
             graph, output, observed = _observe(graph, model, observe)
         program = compile_graph(
-            graph, output, team, cache, max_tokens=max_tokens, max_logits=max_logits, hidden=hidden
-        )
+            graph, output, team, cache, max_tokens=max_tokens, max_logits=max_logits, hidden=hidden,
+            blas_min_rows=blas_use.min_rows,
+        )  # fmt: skip
     except (ModelError, CoreError) as error:
         raise ModelError(f"{reader.path}: {error}") from None
-    return LoadedModel(config, program, cache, weights, observed)
+    return LoadedModel(config, program, cache, weights, observed, blas_use.description)
 
 
 def _observe(
@@ -208,6 +214,14 @@ def _config_and_module(reader: GGUFReader) -> tuple[ModelConfig, ModuleType]:
     except ModelError as error:
         raise ModelError(f"{reader.path}: {error}") from None
     return config, module
+
+
+def _matrices(reader: GGUFReader) -> Iterator[tuple[int, int, int]]:
+    """(type, rows, columns) of what linear ops read: not of an embedding that is only looked up."""
+    is_tied = "output.weight" not in reader.tensors
+    for name, tensor in reader.tensors.items():
+        if len(tensor.shape) == 2 and (is_tied or name != "token_embd.weight"):
+            yield int(tensor.type), tensor.shape[0], tensor.shape[1]
 
 
 def _rope_factors(reader: GGUFReader, core: Core, num_pairs: int) -> array[float] | None:

@@ -177,10 +177,12 @@ def compile_graph(
     max_tokens: int,
     max_logits: int,
     hidden: Value | None = None,
+    blas_min_rows: int = 0,
 ) -> CompiledProgram:
     """The graph as a program that runs on `team`; its output rows are those of `output`.
 
-    hidden: a value that can be read after a run, too.
+    hidden: a value that can be read after a run, too. blas_min_rows: tokens from which OpenBLAS
+    multiplies float weights (rillm.core.blas); 0: never.
     """
     outputs = [output] if hidden is None else [output, hidden]
     ops, kept = lower(fold_adds(graph.nodes), outputs)
@@ -218,4 +220,5 @@ def compile_graph(
         max_logits=max_logits,
         output=index[id(kept[0])],
         hidden=None if hidden is None else index[id(kept[1])],
+        blas_min_rows=blas_min_rows,
     )

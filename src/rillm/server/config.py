@@ -39,6 +39,7 @@ class ServerConfig:
     cache_memory: int | None = None  # bytes; None: from the memory available
     draft_tokens: int = 0  # tokens guessed in a step from the text before them; 0: none
     cache_prompt: bool = True  # reuse the keys and values of prompts that begin alike
+    blas: str = "off"  # prefill with float weights by OpenBLAS: off, auto or openblas
     isa: str | None = None
     chat_template: str | None = None  # name of a built-in one or Jinja source; None: the file's
     # Given to the template unless a request's chat_template_kwargs say otherwise.
@@ -146,5 +147,6 @@ class ServerConfig:
             embeddings=self.embeddings,
             prefix_cache=self.cache_prompt,
             draft_tokens=self.draft_tokens,
+            blas=self.blas,
             isa=self.isa,
         )

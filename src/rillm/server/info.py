@@ -56,6 +56,7 @@ async def props(request: Request) -> Response:
             "bos_token": _token_text(service, tokenizer.bos_id),
             "eos_token": _token_text(service, tokenizer.eos_id),
             "build_info": BUILD_INFO,
+            "blas": service.loaded.model.blas,
         }
     )
 

@@ -165,6 +165,8 @@ class Server:
         )
         seconds = time.perf_counter() - started
         self._say(f"{name}: loaded in {seconds:.1f} s; {loaded.cache_plan}")
+        if config.blas != "off":
+            self._say(f"{name}: BLAS {loaded.model.blas}")
         return Service(config, loaded, name=name)
 
     def _loading(self, num_bytes: int, total: int) -> None:
