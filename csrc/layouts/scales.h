@@ -65,12 +65,9 @@ class ScaleReader {
     return Tile::mul(Tile::sub(Tile::zero(), m_), Tile::to_float(min_code(sub)));
   }
 
- private:
-  static Tile::F half(const uint8_t* data, int index) {
-    return Tile::load_half(reinterpret_cast<const uint16_t*>(data) + index * Tile::kRows);
-  }
-  Tile::I byte(int index) const { return Tile::iload_u8(bytes_ + index * Tile::kRows); }
-
+  // The parts of the above: the block's floats, and the integers of sub-block `sub`.
+  const Tile::F& d() const { return d_; }
+  const Tile::F& m() const { return m_; }
   Tile::I scale_code(int sub) const {
     if constexpr (scales == Scales::K32Min) {
       if (sub < 4) return Tile::iand(byte(sub), 63);
@@ -101,6 +98,13 @@ class ScaleReader {
       return Tile::template ishr<4>(byte(sub));  // K16Min4
     }
   }
+
+ private:
+  static Tile::F half(const uint8_t* data, int index) {
+    return Tile::load_half(reinterpret_cast<const uint16_t*>(data) + index * Tile::kRows);
+  }
+  Tile::I byte(int index) const { return Tile::iload_u8(bytes_ + index * Tile::kRows); }
+
   static Tile::I two_bits(Tile::I a, int place) {
     switch (place) {
       case 0:

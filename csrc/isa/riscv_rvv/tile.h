@@ -9,7 +9,7 @@
 namespace rillm {
 
 struct Tile {
-  static constexpr int kRows = kVlen == 128 ? 32 : kVlen == 1024 ? 128 : 64;
+  static constexpr int kRows = kVlen == 128 ? 64 : 128;
   static constexpr int kGroup = kVlen / 2 / kRows;  // columns of a W: it fills an m4 group
   static constexpr bool kColumnMajor = true;
   static constexpr bool kByteShifts = true;
@@ -17,12 +17,56 @@ struct Tile {
   static constexpr int kByteOffset = 0;
   static constexpr int kSumColumns = 8;  // 6-bit codes need the sums of 8 activations
 
-  // float and int32 lanes are in one or two groups of m4, int16 sums in m2 or m4, bytes in m1 or
-  // m2.
+  // A column of a tile is one or two groups of bytes, which share the scalar that they are
+  // multiplied with; its int16 sums are as many groups of twice the size. Scale codes are one
+  // group of bytes, float and int32 lanes one to four of m4.
+#if __riscv_v_fixed_vlen < 1024
+#define RILLM_B(name) name##m2
+#define RILLM_S(name) name##m4
+  using Sums = RILLM_VECTOR(vint16m4_t, 32);
+  static constexpr int kHalves = 4 * kRows / kVlen;
+  template <int i>
+  static vint16m2_t quarter(vint16m4_t sums) {
+    return __riscv_vget_v_i16m4_i16m2(sums, i);
+  }
+#else
+#define RILLM_B(name) name##m1
+#define RILLM_S(name) name##m2
+  using Sums = RILLM_VECTOR(vint16m2_t, 16);
+  static constexpr int kHalves = 1;
+  template <int i>
+  static vint16m2_t quarter(vint16m2_t sums) {
+    return sums;
+  }
+#endif
+#if __riscv_v_fixed_vlen <= 256
+#define RILLM_I(name) name##m4
+  using I = RILLM_VECTOR(vuint8m4_t, 32);
+  template <int i>
+  static vint8m2_t half_of(vint8m4_t a) {
+    return __riscv_vget_i8m2(a, i);
+  }
+#elif __riscv_v_fixed_vlen == 512
+#define RILLM_I(name) name##m2
+  using I = RILLM_VECTOR(vuint8m2_t, 16);
+  template <int>
+  static vint8m2_t half_of(vint8m2_t a) {
+    return a;
+  }
+#else
+#define RILLM_I(name) name##m1
+  using I = RILLM_VECTOR(vuint8m1_t, 8);
+  template <int>
+  static vint8m1_t half_of(vint8m1_t a) {
+    return a;
+  }
+#endif
+
   using Part = Group<4>;
   static constexpr int kLanes = Part::kLanes;
   static constexpr int kParts = kRows / kLanes;
-  static constexpr int kMaxFloatTokens = kParts == 1 ? 4 : 2;  // sums of 8 registers at the most
+  static constexpr int kHalfRows = kRows / kHalves;
+  static constexpr int kMaxFloatTokens = kParts < 4 ? 4 / kParts : 1;
 
   struct F {
     Part::F32 part[kParts];
@@ -30,45 +74,31 @@ struct Tile {
   struct T {
     Part::I32 part[kParts];
   };
+  struct S {
+    Sums half[kHalves];
+  };
   struct Scalar {
     float value;
   };
   using W = RILLM_VECTOR(vuint8m4_t, 32);
 
-#if __riscv_v_fixed_vlen < 512
-#define RILLM_S(name) name##m4
-#define RILLM_B(name) name##m2
-  using S = RILLM_VECTOR(vint16m4_t, 32);
-  using I = RILLM_VECTOR(vuint8m2_t, 16);
-  template <int i>
-  static vint16m2_t part_of(vint16m4_t sum) {
-    return __riscv_vget_v_i16m4_i16m2(sum, i);
-  }
-  template <int column>
-  static vuint8m2_t column_of(vuint8m4_t w) {
-    return __riscv_vget_v_u8m4_u8m2(w, column);
-  }
-#else
-#define RILLM_S(name) name##m2
-#define RILLM_B(name) name##m1
-  using S = RILLM_VECTOR(vint16m2_t, 16);
-  using I = RILLM_VECTOR(vuint8m1_t, 8);
-  template <int i>
-  static vint16m2_t part_of(vint16m2_t sum) {
-    return sum;
-  }
-  template <int column>
-  static vuint8m1_t column_of(vuint8m4_t w) {
-    return __riscv_vget_v_u8m4_u8m1(w, column);
-  }
-#endif
-
-  // F(part index) for every part.
+  // make(index) for every part, or half.
   template <class Out, class Make>
   RILLM_INLINE static Out each(Make&& make) {
     Out out;
     unroll<kParts>([&](auto i) RILLM_INLINE { out.part[i] = make(i); });
     return out;
+  }
+  template <class Make>
+  RILLM_INLINE static S each_half(Make&& make) {
+    S out;
+    unroll<kHalves>([&](auto i) RILLM_INLINE { out.half[i] = make(i); });
+    return out;
+  }
+  template <int part>
+  static vint16m2_t part_of(const S& a) {
+    constexpr int kPerHalf = kParts / kHalves;
+    return quarter<part % kPerHalf>(a.half[part / kPerHalf]);
   }
 
   static F zero() {
@@ -103,10 +133,10 @@ struct Tile {
     return each<F>([&](auto i) { return Part::load_bfloat16(p + i * kLanes); });
   }
 
-  static I iset1(int x) { return RILLM_B(__riscv_vmv_v_x_u8)(static_cast<uint8_t>(x), kRows); }
-  static I iload_u8(const uint8_t* p) { return RILLM_B(__riscv_vle8_v_u8)(p, kRows); }
+  static int iset1(int x) { return x; }
+  static I iload_u8(const uint8_t* p) { return RILLM_I(__riscv_vle8_v_u8)(p, kRows); }
   static I iload_i8(const uint8_t* p) { return iload_u8(p); }
-  static I isub(I a, I b) { return __riscv_vsub(a, b, kRows); }
+  static I isub(I a, int b) { return __riscv_vsub(a, static_cast<uint8_t>(b), kRows); }
   static I iand(I a, int mask) { return __riscv_vand(a, static_cast<uint8_t>(mask), kRows); }
   static I ior(I a, I b) { return __riscv_vor(a, b, kRows); }
   template <int n>
@@ -117,17 +147,24 @@ struct Tile {
   static I ishr(I a) {
     return __riscv_vsrl(a, n, kRows);
   }
-  static F to_float(I a) {
-    const S wide = __riscv_vsext_vf2(RILLM_B(__riscv_vreinterpret_i8)(a), kRows);
-    return to_float(wide);
+  static S to_int16(I a) {
+    return each_half([&](auto i) {
+      return __riscv_vsext_vf2(half_of<i>(RILLM_I(__riscv_vreinterpret_i8)(a)), kHalfRows);
+    });
   }
 
   // Has `a` computed here, and not where the compiler's scheduler would like it.
-  static void pin(W& a) { asm volatile("" : "+vr"(a)); }
-  static W wload(const uint8_t* p) { return __riscv_vle8_v_u8m4(p, kRows * kGroup); }
-  static void wstore(uint8_t* p, W a) { __riscv_vse8(p, a, kRows * kGroup); }
+  static void pin(W& a) {
+    vuint8m4_t group = a;  // clang has no register for the fixed-length type
+    asm volatile("" : "+vr"(group));
+    a = group;
+  }
+  // Whole registers: these loads and stores do not depend on vtype, so that none has to be set.
+  static W wload(const uint8_t* p) { return *reinterpret_cast<const W*>(p); }
+  static void wstore(uint8_t* p, W a) { *reinterpret_cast<W*>(p) = a; }
   static W wand(W a, uint8_t mask) { return __riscv_vand(a, mask, kRows * kGroup); }
   static W wor(W a, W b) { return __riscv_vor(a, b, kRows * kGroup); }
+  static W wsub(W a, uint8_t x) { return __riscv_vsub(a, x, kRows * kGroup); }
   template <int n>
   static W wshl(W a) {
     return __riscv_vsll(a, n, kRows * kGroup);
@@ -149,42 +186,69 @@ struct Tile {
         __riscv_vrgather(lut, __riscv_vget_v_u8m4_u8m1(a, 3), kBytes));
   }
 
-  static S sset1(int x) { return RILLM_S(__riscv_vmv_v_x_i16)(static_cast<int16_t>(x), kRows); }
-  static S sadd(S a, S b) { return __riscv_vadd(a, b, kRows); }
-  template <bool is_signed, int column>
-  static S madd(S sum, int8_t x, W w) {
-    if constexpr (is_signed) {
-      return __riscv_vwmacc(sum, x, RILLM_B(__riscv_vreinterpret_i8)(column_of<column>(w)), kRows);
-    } else {
-      return __riscv_vwmaccsu(sum, x, column_of<column>(w), kRows);
-    }
+  static S sset1(int x) {
+    return each_half(
+        [&](auto) { return RILLM_S(__riscv_vmv_v_x_i16)(static_cast<int16_t>(x), kHalfRows); });
+  }
+  static S sadd(const S& a, const S& b) {
+    return each_half([&](auto i) { return __riscv_vadd(a.half[i], b.half[i], kHalfRows); });
+  }
+  // Column `column` of w, signed or below 128, half `i`.
+  template <int column, int i>
+  static auto bytes(W w) {
+    return RILLM_B(__riscv_vget_i8)(__riscv_vreinterpret_i8m4(w), column * kHalves + i);
   }
   template <int column>
-  static S product(int8_t x, W w) {  // of signed bytes
-    return __riscv_vwmul(RILLM_B(__riscv_vreinterpret_i8)(column_of<column>(w)), x, kRows);
+  static S madd(const S& sum, int8_t x, W w) {
+    return each_half(
+        [&](auto i) { return __riscv_vwmacc(sum.half[i], x, bytes<column, i>(w), kHalfRows); });
   }
-  static T widen(S a, int x) {
-    return each<T>(
-        [&](auto i) { return __riscv_vwadd_vx(part_of<i>(a), static_cast<int16_t>(x), kLanes); });
+  template <int column>
+  static S product(int8_t x, W w) {
+    return each_half([&](auto i) { return __riscv_vwmul(bytes<column, i>(w), x, kHalfRows); });
   }
-  static T widen_add(S a, S b) {
-    return each<T>([&](auto i) { return __riscv_vwadd_vv(part_of<i>(a), part_of<i>(b), kLanes); });
+  static T widen(const S& a) {
+    return each<T>([&](auto i) { return __riscv_vsext_vf2(part_of<i>(a), kLanes); });
   }
-  static T tadd(const T& a, S b) {
+  static T tadd(const T& a, const S& b) {
     return each<T>([&](auto i) { return __riscv_vwadd_wv(a.part[i], part_of<i>(b), kLanes); });
   }
-  static T tadd(const T& a, int x) {
-    return each<T>([&](auto i) { return __riscv_vadd(a.part[i], x, kLanes); });
+  static T tproduct(const S& a, const S& b) {
+    return each<T>([&](auto i) { return __riscv_vwmul(part_of<i>(a), part_of<i>(b), kLanes); });
   }
-  static F to_float(S a) {
-    return each<F>([&](auto i) { return __riscv_vfwcvt_f(part_of<i>(a), kLanes); });
+  static T tmadd(const T& sum, const S& a, const S& b) {
+    return each<T>(
+        [&](auto i) { return __riscv_vwmacc(sum.part[i], part_of<i>(a), part_of<i>(b), kLanes); });
   }
-  static F to_float(const T& a) {
-    return each<F>([&](auto i) { return __riscv_vfcvt_f(a.part[i], kLanes); });
+
+  // One part of the lanes at a time: a whole F may fill half of the registers.
+  using P = Part::F32;
+  template <int i>
+  static P to_float(const S& a) {
+    return __riscv_vfwcvt_f(part_of<i>(a), kLanes);
   }
+  template <int i>
+  static P to_float(const T& a) {
+    return __riscv_vfcvt_f(a.part[i], kLanes);
+  }
+  template <int i>
+  static P sum_to_float(const S& a, const S& b) {
+    return __riscv_vfcvt_f(__riscv_vwadd_vv(part_of<i>(a), part_of<i>(b), kLanes), kLanes);
+  }
+  template <int i>  // of a * x + b * y
+  static P products_to_float(const S& a, int x, const S& b, int y) {
+    const auto sum = __riscv_vwmul(part_of<i>(a), static_cast<int16_t>(x), kLanes);
+    return __riscv_vfcvt_f(__riscv_vwmacc(sum, static_cast<int16_t>(y), part_of<i>(b), kLanes),
+                           kLanes);
+  }
+  static P pmul(P a, P b) { return __riscv_vfmul(a, b, kLanes); }
+  static P pmul(P a, float b) { return __riscv_vfmul(a, b, kLanes); }
+  static P pfma(P a, float b, P c) { return __riscv_vfmacc(c, b, a, kLanes); }
+  static P pfnma(P a, P b, P c) { return __riscv_vfnmsac(c, a, b, kLanes); }  // c - a * b
 };
 
 #undef RILLM_S
 #undef RILLM_B
+#undef RILLM_I
 
 }  // namespace rillm

@@ -39,6 +39,11 @@ _GLM4_32B = _GLM4_9B | {
     "num_hidden_layers": 61, "hidden_size": 6144, "intermediate_size": 23040,
     "num_attention_heads": 48, "attention_bias": False,
 }  # fmt: skip
+# For emulators: 57.7 M weights with its 2 layers.
+_GLM4_SMALL = _GLM4_9B | {
+    "num_hidden_layers": 2, "hidden_size": 1024, "intermediate_size": 3072,
+    "num_attention_heads": 8, "vocab_size": 32768,
+}  # fmt: skip
 _GLM_EDGE = _GLM4_9B | {
     "num_hidden_layers": 28, "hidden_size": 2048, "intermediate_size": 6144,
     "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 59264,
@@ -51,6 +56,7 @@ SHAPES: Mapping[str, tuple[Any, dict[str, Any]]] = {
     "glm-4-9b-0414": (glm4, _GLM4_9B),
     "glm-4-32b-0414": (glm4, _GLM4_32B),
     "glm-edge-1.5b": (glm, _GLM_EDGE),
+    "glm-4-small": (glm4, _GLM4_SMALL),
 }
 
 
@@ -61,11 +67,13 @@ def write_dummy(
     core: Core,
     *,
     num_layers: int | None = None,
+    pure: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes random weights in the shape of a model of `SHAPES`.
 
-    type_name: a mix such as "Q4_K_M". num_layers: fewer than the model has, for a quick look.
+    type_name: a mix such as "Q4_K_M". num_layers: fewer than the model has, for a quick look. pure:
+    every matrix in the mix's base type.
     Raises PrepareError for an unknown name.
     """
     if shape not in SHAPES:
@@ -91,7 +99,7 @@ def write_dummy(
             for tensor in plan.tensors
         },
         ModelFacts.from_metadata(metadata, shape),
-        TypeOptions(),
+        TypeOptions(pure=pure),
     )
     shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
     rows = _RandomRows(core)

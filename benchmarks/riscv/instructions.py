@@ -1,0 +1,197 @@
+"""Instructions a token under emulation: rillm's whole model step and llama.cpp's, on one file.
+
+    python benchmarks/riscv/instructions.py --build DIR --qemu QEMU --root ROOT \\
+        --llama-root ROOT --formats Q4_K,Q6_K --vlens 128,256,512,1024
+
+Emulated time says nothing about a vector unit; the number of instructions that a token takes is
+exact and can be compared. The emulator's plugin (count_plugin.c, compiled here) counts the whole
+process; a figure is the difference of two runs that differ in their number of equal steps only,
+divided by the tokens in between, so that loading cancels out.
+
+--build       a RISC-V build with its variants (cmake --toolchain cmake/riscv64-*.cmake)
+--qemu        qemu-riscv64 with plugins: QEMU 8.2 or newer, configured with --enable-plugins
+              (--target-list=riscv64-linux-user). Distributions' static ones have none.
+--qemu-source folder of its qemu-plugin.h (include/qemu in QEMU's sources)
+--root        a riscv64 root with python3 (no packages needed)
+--llama-root  a riscv64 root with llama-bench (optional)
+The model has 2 layers, 57.7 M multiply-adds a decode token, 33.6 M of them in the output head.
+Every figure is appended to benchmarks/results/riscv.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rillm.core import load_core
+from rillm.prepare import dummy
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "riscv.jsonl"
+# Mixes whose base type has no mix of its own name. Every matrix is of the format that is measured.
+MIXES = {"Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S", "Q3_K": "Q3_K_S"}
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A qemu-riscv64 with the counting plugin."""
+
+    qemu: Path
+    plugin: Path
+    folder: Path
+
+    @property
+    def version(self) -> str:
+        """What `--version` says first."""
+        run = subprocess.run([self.qemu, "--version"], capture_output=True, text=True, check=True)
+        return run.stdout.splitlines()[0]
+
+    def count(self, vlen: int, root: Path | None, command: Sequence[str]) -> tuple[int, str]:
+        """Instructions that the command took, and what it printed."""
+        out = self.folder / "count"
+        out.unlink(missing_ok=True)
+        cpu = f"rv64,v=true,vlen={vlen},zvfh=true,zfh=true,zba=true,zbb=true,zicbop=true"
+        arguments = [str(self.qemu), "-cpu", cpu, *(["-L", str(root)] if root else [])]
+        arguments += ["-plugin", f"{self.plugin},out={out}", *command]
+        run = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            last = (run.stderr.strip() or run.stdout.strip()).splitlines()[-1:]
+            raise RuntimeError(f"exit status {run.returncode}: {''.join(last)}")
+        return int(out.read_text()), run.stdout
+
+    def check(self) -> None:
+        """Two programs whose difference is known: 1,000,000 turns of a loop of 2 instructions."""
+        counts = []
+        for turns in (1_000_000, 2_000_000):
+            program = self.folder / f"loop{turns}"
+            program.write_bytes(loop_program(turns))
+            program.chmod(0o755)
+            counts.append(self.count(128, None, [str(program)])[0])
+        if counts[1] - counts[0] != 2_000_000:
+            raise SystemExit(f"the plugin counts {counts} for loops of 2 and 4 M instructions")
+
+
+def loop_program(turns: int) -> bytes:
+    """An ELF program that runs `turns` turns of a loop of two instructions and exits with 0."""
+    upper, lower = (turns + 0x800) >> 12, turns & 0xFFF
+    code = [
+        upper << 12 | 0x537,  # lui a0, upper
+        lower << 20 | 0x50513 & 0xFFFFF,  # addi a0, a0, lower
+        0xFFF50513,  # addi a0, a0, -1
+        0xFE051EE3,  # bnez a0, -4
+        0x05D00893,  # li a7, 93 (exit)
+        0x00000073,  # ecall
+    ]
+    text = b"".join(word.to_bytes(4, "little") for word in code)
+    base, size = 0x10000, 64 + 56
+    numbers = [(b"\x7fELF\x02\x01\x01" + bytes(9))]
+    for value, width in (
+        (2, 2), (243, 2), (1, 4), (base + size, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2),
+        (1, 2), (64, 2), (0, 2), (0, 2), (1, 4), (5, 4), (0, 8), (base, 8), (base, 8),
+        (size + len(text), 8), (size + len(text), 8), (4096, 8),
+    ):  # fmt: skip
+        numbers.append(value.to_bytes(width, "little"))
+    return b"".join(numbers) + text
+
+
+def measure(
+    emulator: Emulator, arguments: argparse.Namespace, path: Path, vlen: int, tokens: int
+) -> dict[str, tuple[float, str]]:
+    """Engine -> (instructions a token, variant or error) for a prompt or, tokens = 1, decoding."""
+
+    def ours(steps: int) -> tuple[int, str]:
+        command = [str(arguments.root / "usr/bin/python3"), "-S", str(HERE / "step.py")]
+        command += [str(REPOSITORY / "src"), str(arguments.build), str(path)]
+        return emulator.count(vlen, arguments.root, [*command, str(tokens), str(steps)])
+
+    def llama(steps: int) -> tuple[int, str]:
+        sizes = ["-p", "0", "-n", str(steps)] if tokens == 1 else ["-p", str(tokens), "-n", "0"]
+        sizes += ["-r", "1" if tokens == 1 else str(steps)]
+        command = [str(arguments.llama_root / "usr/bin/llama-bench"), "-m", str(path), *sizes]
+        return emulator.count(vlen, arguments.llama_root, [*command, "-t", "1", "--no-warmup"])
+
+    few, many = (2, 6) if tokens == 1 else (1, 2)
+    results = {}
+    for name, run in (("rillm", ours), ("llama.cpp", llama)):
+        if name == "llama.cpp" and arguments.llama_root is None:
+            continue
+        try:
+            (low, _), (high, said) = run(few), run(many)
+        except RuntimeError as error:
+            results[name] = (float("nan"), str(error))
+            continue
+        note = said.strip() if name == "rillm" else arguments.llama_name
+        results[name] = ((high - low) / (many - few) / tokens, note)
+    return results
+
+
+def main() -> None:
+    """Measures what the arguments ask for; prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--build", type=Path, required=True)
+    parser.add_argument("--qemu", type=Path, required=True)
+    parser.add_argument("--qemu-source", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--llama-root", type=Path)
+    parser.add_argument("--llama-name", default="llama.cpp")
+    parser.add_argument("--formats", default="Q4_0,Q4_K,Q5_0,Q5_K,Q6_K,Q8_0,Q2_K,Q3_K,IQ4_NL")
+    parser.add_argument("--vlens", default="128,256,512,1024")
+    parser.add_argument("--prompt", type=int, default=64)
+    arguments = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False,
+        cwd=REPOSITORY,
+    ).stdout.strip()  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plugin = folder / "count_plugin.so"
+        glib = subprocess.run(
+            ["pkg-config", "--cflags", "glib-2.0"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        subprocess.run(
+            [
+                os.environ.get("CC", "cc"), "-O2", "-shared", "-fPIC",
+                f"-I{arguments.qemu_source}", *glib, "-o", plugin, HERE / "count_plugin.c",
+            ],
+            check=True,
+        )  # fmt: skip
+        emulator = Emulator(arguments.qemu, plugin, folder)
+        emulator.check()
+        print(f"{emulator.version}, commit {commit}; millions of instructions a token\n")
+        print("| VLEN | format | phase | rillm | llama.cpp | ratio |")
+        print("|---|---|---|---|---|---|")
+        RESULTS.parent.mkdir(exist_ok=True)
+        for form in arguments.formats.split(","):
+            path = folder / f"{form}.gguf"
+            dummy.write_dummy("glm-4-small", MIXES.get(form, form), path, load_core(), pure=True)
+            for vlen in map(int, arguments.vlens.split(",")):
+                for phase, tokens in (("decode", 1), ("prefill", arguments.prompt)):
+                    found = measure(emulator, arguments, path, vlen, tokens)
+                    with RESULTS.open("a", encoding="utf-8") as file:
+                        for engine, (count, note) in found.items():
+                            row = {
+                                "engine": engine, "format": form, "vlen": vlen, "phase": phase,
+                                "tokens": tokens, "instructions_per_token": round(count)
+                                if count == count else None,
+                                "variant": note, "emulator": emulator.version, "commit": commit,
+                            }  # fmt: skip
+                            file.write(json.dumps(row) + "\n")
+                    mine = found["rillm"][0]
+                    peer = found.get("llama.cpp", (float("nan"), ""))[0]
+                    print(
+                        f"| {vlen} | {form} | {phase} | {mine / 1e6:.2f} | {peer / 1e6:.2f} "
+                        f"| {mine / peer:.3f} |",
+                        flush=True,
+                    )
+            path.unlink()
+
+
+if __name__ == "__main__":
+    main()
