@@ -25,6 +25,7 @@ from pathlib import Path
 
 from rillm.board.build import build_wheel
 from rillm.board.toolchains import find_zig
+from rillm.errors import RillmError
 
 SOURCE = Path(__file__).resolve().parents[1]
 LAB = SOURCE / "build/riscv"
@@ -47,8 +48,12 @@ def main() -> int:
         root = root or (str(CROSS_LIBC) if CROSS_LIBC.is_dir() else "")
         if not qemu or not root:
             say("no RISC-V tests: apt-get install qemu-user-static libc6-riscv64-cross")
-            (LAB / "lab.json").unlink(missing_ok=True)
-            return 0
+            return without_lab()
+        try:
+            find_zig(say)
+        except RillmError as error:
+            say(f"no RISC-V tests: {error}")
+            return without_lab()
     else:
         if not qemu or version_of(qemu) < HALF_PRECISION:
             qemu = extracted(LAB / "emulator", "amd64", ["qemu-user"]) + "/usr/bin/qemu-riscv64"
@@ -59,6 +64,11 @@ def main() -> int:
     kernels = kernels_of(wheel)
     facts = {"qemu": qemu, "root": root, "kernels": str(kernels), "wheel": str(wheel)}
     (LAB / "lab.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def without_lab() -> int:
+    (LAB / "lab.json").unlink(missing_ok=True)
     return 0
 
 
@@ -152,4 +162,7 @@ def kernels_of(wheel: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RillmError as error:
+        sys.exit(f"riscv_lab: {error}")

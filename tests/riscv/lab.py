@@ -34,6 +34,8 @@ _ALL_ONES = "rvv_ta_all_1s=true,rvv_ma_all_1s=true"
 
 @cache
 def qemu_version() -> tuple[int, int]:
+    if not QEMU:
+        return 0, 0
     shown = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"version (\d+)\.(\d+)", shown)
     return (int(match[1]), int(match[2])) if match else (0, 0)

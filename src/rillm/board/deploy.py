@@ -173,7 +173,9 @@ def _install(place: Place, wheel: Path, digest: str) -> str:
     target, done = place.path(f"wheels/{wheel.name}"), place.path("installed")
     python = place.path("venv/bin/python")
     # A package without a wheel would be compiled for an hour, or fail after a while.
-    pip = f"{python} -m pip install --quiet --disable-pip-version-check --only-binary=:all:"
+    # Python compiles what it imports; pip would compile hundreds of files that nothing imports.
+    options = "--quiet --disable-pip-version-check --only-binary=:all: --no-compile"
+    pip = f"{python} -m pip install {options}"
     return f"""\
 set -e
 if [ "$(cat {done} 2>/dev/null)" != {digest} ]; then
