@@ -13,26 +13,30 @@ namespace {
 constexpr int kMaxBlock = 256;
 
 // The bits from kFrom on of a row's 32 codes, to its places in a plane of kBits bits. Eight codes
-// (or one vector's, if that is fewer) are masked and shifted together, in the bytes of a word; the
-// units in a word are laid over each other at the end.
+// are masked and shifted together, in the bytes of a word; then the units of a vector that lie in
+// one word are laid over the first of them.
 template <int kBits, int kFrom>
 void pack_plane(const uint8_t* codes, int row, uint8_t* plane) {
   constexpr int kPerVector = 8 / kBits, kPerWord = std::min(kPerVector, 8 / Tile::kGroup);
+  constexpr int kBytes = kPerWord * Tile::kGroup;  // of a word that one vector gets
   constexpr uint64_t kMask = ~uint64_t{0} / 255 * ((1 << kBits) - 1);
-  for (int vector = 0; vector < kUnits / kPerVector; ++vector, plane += kUnitBytes) {
+  for (int vector = 0; vector < kUnits / kPerVector; vector += 8 / kBytes) {
     uint64_t words = 0, packed = 0;
-    for (int i = 0; i < kPerVector; i += kPerWord, codes += kPerWord * Tile::kGroup) {
-      uint64_t word = 0;
-      std::memcpy(&word, codes, kPerWord * Tile::kGroup);
-      words |= (word >> kFrom & kMask) << (kBits * i);
+    for (int unit = 0; unit < kPerVector; unit += kPerWord, codes += 8) {
+      uint64_t word;
+      std::memcpy(&word, codes, sizeof word);
+      words |= (word >> kFrom & kMask) << (kBits * unit);
     }
     for (int i = 0; i < kPerWord; ++i) packed |= words >> (8 * Tile::kGroup * i) << (kBits * i);
-    if constexpr (Tile::kColumnMajor) {
-      for (int k = 0; k < Tile::kGroup; ++k) {
-        plane[unit_byte(row, k)] = static_cast<uint8_t>(packed >> (8 * k));
+    for (int byte = 0; byte < 8; byte += kBytes, plane += kUnitBytes) {
+      const uint64_t unit = packed >> (8 * byte);
+      if constexpr (Tile::kColumnMajor) {
+        for (int k = 0; k < Tile::kGroup; ++k) {
+          plane[unit_byte(row, k)] = static_cast<uint8_t>(unit >> (8 * k));
+        }
+      } else {
+        std::memcpy(plane + unit_byte(row, 0), &unit, Tile::kGroup);
       }
-    } else {
-      std::memcpy(plane + unit_byte(row, 0), &packed, Tile::kGroup);
     }
   }
 }
