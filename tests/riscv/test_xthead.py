@@ -1,9 +1,7 @@
 """XTheadVector (RVV 0.7.1) under an emulator that has it, and which libraries use a vector unit.
 
-RILLM_XTHEAD_BUILD  a cross build as for test_kernels.py, by GCC 15 or newer (default:
-                    RILLM_RISCV_BUILD, if that compiler made it)
+RILLM_XTHEAD_BUILD  a build with its test driver, by GCC 15 or newer (default: lab.BUILD)
 RILLM_QEMU_0_7_1    qemu-riscv64 5.1 to 6.2: later ones have RVV 1.0 only
-RILLM_RISCV_ROOT    a riscv64 root with libc, for qemu's -L
 """
 
 from __future__ import annotations
@@ -12,14 +10,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import lab
 import pytest
 from board_cpuinfo import BPI_F3, JH7110, LICHEE_PI_4A_MAINLINE, LICHEE_PI_4A_VENDOR, PIONEER
 from vector_code import VLENB, csr_of, vector_instructions
 
-BUILD = Path(
-    os.environ.get("RILLM_XTHEAD_BUILD") or os.environ.get("RILLM_RISCV_BUILD", "/nonexistent")
-)
-ROOT = os.environ.get("RILLM_RISCV_ROOT")
+BUILD = Path(os.environ.get("RILLM_XTHEAD_BUILD") or lab.BUILD)
 QEMU = os.environ.get("RILLM_QEMU_0_7_1", "")
 CPU = "rv64,x-v=true,vext_spec=v0.7.1,vlen=128"
 
@@ -31,7 +27,7 @@ needs_emulator = pytest.mark.skipif(not QEMU, reason="no emulator of 0.7.1 (RILL
 
 
 def emulate(
-    *arguments: str, cpu: str = CPU, root: str | Path | None = ROOT
+    *arguments: str, cpu: str = CPU, root: str | Path | None = lab.ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Runs the test driver on a CPU with RVV 0.7.1."""
     command = [QEMU, "-cpu", cpu, *(["-L", str(root)] if root else [])]
@@ -67,7 +63,7 @@ def test_kernels() -> None:
 )
 def test_probe(cpuinfo: str, cpu: str, features: str, tmp_path: Path) -> None:
     # The emulator looks for files below its root first, so the guest reads this as /proc/cpuinfo.
-    for folder in Path(ROOT or "/").iterdir():
+    for folder in Path(lab.ROOT or "/").iterdir():
         if folder.name != "proc":
             (tmp_path / folder.name).symlink_to(folder.resolve())
     (tmp_path / "proc").mkdir()
