@@ -3,31 +3,36 @@
 // A library of its own, loaded before a variant is chosen. Feature names are those of
 // /proc/cpuinfo on x86 and the ISA string's on RISC-V, and vlen256 for a vector register of exactly
 // 256 bits. Nothing is read from the build machine.
-#include <cstdio>
-#include <cstring>
+#include "probe_riscv.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #elif defined(__riscv)
+#include <fcntl.h>
+#include <signal.h>
 #include <sys/auxv.h>
 #include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 #endif
 
 namespace {
 
-struct List {
-  char* text;
-  size_t size;
-  size_t used = 0;
+using probe::Text;
 
-  void add(const char* name) {
-    const int n = std::snprintf(text + used, size - used, "%s%s", used > 0 ? "," : "", name);
-    if (n > 0 && used + static_cast<size_t>(n) < size) used += static_cast<size_t>(n);
-  }
+struct List : Text {
+  void add(const char* name) { print("%s%s", used > 0 ? "," : "", name); }
 };
+
+void add_vector(const ProbeEvidence& evidence, List* list, Text* reason) {
+  long vlen = 0;
+  const probe::Unit unit = probe::judge(evidence, &vlen, reason);
+  if (unit == probe::Unit::kNone) return;
+  list->add(unit == probe::Unit::kRvv ? "v" : "xtheadvector");
+  list->print(",vlen%ld", vlen);
+}
 
 #if defined(__x86_64__)
 
@@ -37,7 +42,7 @@ unsigned long long enabled_states() {
   return (static_cast<unsigned long long>(high) << 32) | low;
 }
 
-void find(List& list) {
+void find(List& list, Text&) {
   struct Bit {
     const char* name;
     int leaf, subleaf, reg, bit;
@@ -70,7 +75,7 @@ void find(List& list) {
 
 #elif defined(__aarch64__)
 
-void find(List& list) {
+void find(List& list, Text&) {
   const unsigned long hwcap = getauxval(AT_HWCAP);
   if ((hwcap >> 20 & 1) != 0) list.add("asimddp");
   if ((hwcap >> 10 & 1) != 0) list.add("asimdhp");
@@ -94,62 +99,105 @@ bool ask_kernel(HwProbe* pairs, unsigned long count) {
   return syscall(258, pairs, count, 0UL, nullptr, 0UL) == 0;
 }
 
-// Whether the vector unit takes a vtype of RVV 1.0 (e32, m1, ta, ma). In 0.7.1 the same bits mean
-// an impossible element width, which sets vill, the sign bit. Only where the kernel has turned the
-// unit on.
-bool is_vector_1_0() {
-  long vtype = 0;
-  asm volatile(".4byte 0x0d0072d7\n\tcsrr %0, 0xc21" : "=r"(vtype) : : "t0");  // vsetvli; vtype
-  return vtype >= 0;
+// vsetvli t0, x0, vtype: the elements of one register. These two are the only vector instructions
+// of this library, and VLEN comes from them too: 0.7.1 has no register vlenb.
+constexpr unsigned kVtype0 = 0x000072d7, kVtype8 = 0x008072d7;
+struct sigaction previous_action;
+
+// Steps over them where they are illegal: t0 keeps its 0. A fault of anything else (another thread
+// may have one just now) is repeated under the action that was there before.
+void step_over(int, siginfo_t*, void* context) {
+  auto& pc = static_cast<ucontext_t*>(context)->uc_mcontext.__gregs[REG_PC];
+  unsigned instruction = 0;
+  std::memcpy(&instruction, reinterpret_cast<const void*>(pc), sizeof instruction);
+  if (instruction == kVtype0 || instruction == kVtype8) {
+    pc += sizeof instruction;
+  } else {
+    sigaction(SIGILL, &previous_action, nullptr);
+  }
 }
 
-void find(List& list) {
+void try_vsetvli(ProbeEvidence* evidence) {
+  struct sigaction action = {};
+  action.sa_sigaction = step_over;
+  action.sa_flags = SA_SIGINFO;
+  if (sigaction(SIGILL, &action, &previous_action) != 0) return;
+  register long t0 asm("t0") = 0;
+  asm volatile(".4byte %1" : "+r"(t0) : "i"(kVtype0));
+  evidence->vl_of_vtype_0 = t0;
+  t0 = 0;
+  asm volatile(".4byte %1" : "+r"(t0) : "i"(kVtype8));
+  evidence->vl_of_vtype_8 = t0;
+  sigaction(SIGILL, &previous_action, nullptr);
+}
+
+void read_file(const char* path, char* text, size_t size) {
+  const int file = open(path, O_RDONLY | O_CLOEXEC);
+  size_t used = 0;
+  while (file >= 0 && used + 1 < size) {
+    const ssize_t n = read(file, text + used, size - 1 - used);
+    if (n <= 0) break;
+    used += static_cast<size_t>(n);
+  }
+  text[used] = '\0';
+  if (file >= 0) close(file);
+}
+
+void find(List& list, Text& reason) {
   constexpr long long kVendor = 0, kArchitecture = 1, kExtensions = 4, kThead = 11;
-  constexpr int kV = 2;
   struct Bit {
     const char* name;
     int bit;  // of kExtensions
   };
   static const Bit bits[] = {{"zba", 3}, {"zbb", 4}, {"zfh", 27}, {"zvfh", 30}, {"zvfhmin", 31}};
+  static char cpuinfo[1 << 16];  // 64 CPUs need 10 KB
+  read_file("/proc/cpuinfo", cpuinfo, sizeof cpuinfo);
+  ProbeEvidence evidence = {cpuinfo, -1, -1, 0, 0, 0, 0, 0, 0};
+  evidence.hwcap_v = (getauxval(AT_HWCAP) >> ('v' - 'a') & 1) != 0;
   HwProbe answers[] = {{kVendor, 0}, {kArchitecture, 0}, {kExtensions, 0}, {kThead, 0}};
-  bool has_vector = false, has_thead_vector = false;
   if (ask_kernel(answers, 4)) {
-    // A kernel that does not know a key sets it to -1.
+    // A kernel that does not know a key sets it to -1; where CPUs differ, the value is -1.
     const auto value = [&](int i) { return answers[i].key < 0 ? 0 : answers[i].value; };
     const unsigned long long extensions = value(2);
-    has_thead_vector = (value(3) & 1) != 0;
-    // T-Head's first vector cores (C906, C910, C920) have RVV 0.7.1 and an architecture id of 0;
-    // some kernels call it V all the same.
-    const bool is_old_thead = value(0) == 0x5b7 && answers[1].key >= 0 && answers[1].value == 0;
-    has_vector = (extensions >> kV & 1) != 0 && !is_old_thead && !has_thead_vector;
+    evidence.has_hwprobe = 1;
+    evidence.hwprobe_v = (extensions >> 2 & 1) != 0;
+    evidence.hwprobe_thead = (value(3) & 1) != 0;
+    if (answers[0].key >= 0) evidence.vendor = static_cast<long long>(answers[0].value);
+    if (answers[1].key >= 0) evidence.architecture = static_cast<long long>(answers[1].value);
     for (const Bit& bit : bits) {
       if ((extensions >> bit.bit & 1) != 0) list.add(bit.name);
     }
-  } else {
-    has_vector = (getauxval(AT_HWCAP) >> ('v' - 'a') & 1) != 0;
   }
-  if (has_thead_vector) list.add("xtheadvector");
-  if (!has_vector || !is_vector_1_0()) return;
-  list.add("v");
-  unsigned long bytes = 0;
-  asm volatile("csrr %0, 0xc22" : "=r"(bytes));  // vlenb: the register length, in bytes
-  char name[32];
-  std::snprintf(name, sizeof name, "vlen%lu", 8 * bytes);
-  list.add(name);
+  if (probe::is_claimed(evidence)) try_vsetvli(&evidence);
+  add_vector(evidence, &list, &reason);
 }
 
 #else
 
-void find(List&) {}
+void find(List&, Text&) {}
 
 #endif
 
 }  // namespace
 
-// Writes the names, separated by commas, into text (NUL-terminated, cut at size).
-extern "C" __attribute__((visibility("default"))) void probe_features(char* text, size_t size) {
+#define PROBE_API extern "C" __attribute__((visibility("default")))
+
+// Writes the names, separated by commas, and why the vector unit of a RISC-V CPU is used or not
+// (else nothing), each NUL-terminated and cut at size.
+PROBE_API void probe_features(char* features, char* reason, size_t size) {
   if (size == 0) return;
-  text[0] = '\0';
-  List list{text, size};
-  find(list);
+  features[0] = reason[0] = '\0';
+  List list{{features, size}};
+  Text why{reason, size};
+  find(list, why);
+}
+
+// The same for a RISC-V CPU that is not here, of which only the vector unit is judged.
+PROBE_API void probe_judge(const ProbeEvidence* evidence, char* features, char* reason,
+                           size_t size) {
+  if (size == 0) return;
+  features[0] = reason[0] = '\0';
+  List list{{features, size}};
+  Text why{reason, size};
+  add_vector(*evidence, &list, &why);
 }

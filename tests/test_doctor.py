@@ -154,13 +154,31 @@ def test_a_healthy_board_has_no_problem(tmp_path):
         ("riscv64", "v,vlen1024", "rv64imafdcv", "RVV 1.0, VLEN 1024"),
         ("riscv64", "zba,zbb", "rv64imafdc_zba", "none"),
         ("riscv64", "zba", "rv64imafdcv", "none that the probe confirms (the kernel claims v)"),
-        ("riscv64", "xtheadvector", "rv64imafdcv", "XTheadVector (RVV 0.7.1), VLEN 128"),
+        (
+            "riscv64",
+            "xtheadvector,vlen128",
+            "rv64imafdcv",
+            "XTheadVector (RVV 0.7.1), VLEN 128",
+        ),
+        (
+            "riscv64",
+            "",
+            "rv64imafdc_zicsr_xtheadvector",
+            "none that the probe confirms (the kernel claims xtheadvector)",
+        ),
         ("x86_64", "avx2,avx512f", "", "AVX-512, AVX2"),
         ("aarch64", "asimddp", "fp asimd", "NEON, asimddp"),
     ],
 )
 def test_vector_units_in_words(architecture, features, isa, expected):
     assert describe_vector(architecture, features.split(","), isa) == expected
+
+
+def test_without_the_probe_the_vector_unit_is_what_the_kernel_claims():
+    thead = "rv64imafdc_zicsr_xtheadvector"
+    assert describe_vector("riscv64", (), thead, is_probed=False) == "XTheadVector (RVV 0.7.1)"
+    assert describe_vector("riscv64", (), "rv64imafdcv", is_probed=False) == "RVV 1.0"
+    assert describe_vector("riscv64", (), "rv64imafdc", is_probed=False) == "none"
 
 
 def test_sizes_of_glm_4_9b_are_those_of_its_files():

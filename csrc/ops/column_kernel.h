@@ -101,7 +101,8 @@ struct QuantizedKernel {
 
   // The same, unpacked once for many tokens.
   struct UnpackedScales {
-    explicit UnpackedScales(const PackedScales& packed) : d_(packed.d()), m_(packed.m()) {
+    explicit UnpackedScales(const PackedScales& packed) : d_(packed.d()) {
+      if constexpr (Reader::kHasMin) m_ = packed.m();
       unroll<kStrips * kSubs>([&](auto i) RILLM_INLINE {
         const auto from = packed.sub(i);
         if constexpr (kIntegerScales) {
@@ -169,6 +170,15 @@ struct QuantizedKernel {
 
   // The run's integer sums for n tokens; unit(index) gives the codes of kGroup columns.
   template <int n, bool centred, int first, class Unit>
+    requires(Tile::kColumnBlocks)
+  RILLM_INLINE static void sum_run(const Activations& x, Unit&& unit, Tile::S (&sums)[n]) {
+    unroll<n>([&](auto token) RILLM_INLINE {
+      const bool is_at_0 = centred || kCentre == 0;
+      sums[token] = Tile::sset1(is_at_0 ? 0 : -kCentre * x.sum(token, first, kRun));
+    });
+    Tile::template add_columns<first, kRun, kStrip>(sums, x.q, unit);
+  }
+  template <int n, bool centred, int first, class Unit>
   RILLM_INLINE static void sum_run(const Activations& x, Unit&& unit, Tile::S (&sums)[n]) {
     // Two sums in turn, where one group of registers would have products wait for each other.
     constexpr int kChains = n * Tile::kHalves == 1 && kRun > 8 ? 2 : 1;
@@ -221,6 +231,11 @@ struct QuantizedKernel {
   }
 
   // Bytes: pairs of columns, added in int32.
+  template <int n, class Unit>
+    requires(Tile::kColumnBlocks)
+  RILLM_INLINE static void sum_pairs(const Activations& x, Unit&& unit, Tile::T (&sums)[n]) {
+    Tile::template add_pairs<kStrip>(sums, x.q, unit);
+  }
   template <int n, class Unit>
   RILLM_INLINE static void sum_pairs(const Activations& x, Unit&& unit, Tile::T (&sums)[n]) {
     constexpr int kStep = std::max(1, 2 / Tile::kGroup);

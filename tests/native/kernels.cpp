@@ -301,10 +301,10 @@ int repeat(char** argument) {
 int print_features(const char* path) {
   void* library = dlopen(path, RTLD_NOW);
   if (library == nullptr) return std::fprintf(stderr, "%s\n", dlerror()), 2;
-  using Probe = void (*)(char*, size_t);
-  char text[1024];
-  reinterpret_cast<Probe>(dlsym(library, "probe_features"))(text, sizeof text);
-  std::printf("%s\n", text);
+  using Probe = void (*)(char*, char*, size_t);
+  char features[1024], reason[1024];
+  reinterpret_cast<Probe>(dlsym(library, "probe_features"))(features, reason, sizeof features);
+  std::printf("%s\n%s\n", features, reason);
   return 0;
 }
 

@@ -27,7 +27,7 @@ def emulate(cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def features(cpu: str) -> set[str]:
     done = emulate(cpu, str(lab.BUILD / "librillm_probe.so"), "--features")
     assert done.returncode == 0, done.stderr
-    return set(filter(None, done.stdout.strip().split(",")))
+    return set(filter(None, done.stdout.splitlines()[0].split(",")))
 
 
 @pytest.mark.parametrize("vlen", VLENS)

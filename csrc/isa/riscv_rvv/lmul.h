@@ -22,39 +22,43 @@ namespace rillm {
 
 inline constexpr int kVlen = __riscv_v_fixed_vlen;  // bits of a vector register
 
+// Loads of narrower integers, widened to 32-bit lanes: what RVV 1.0 and XTheadVector do
+// differently.
+#if !defined(RILLM_GROUP_LOADS)
+#define RILLM_GROUP_LOADS(m, half, quarter)                                                \
+  static vuint16##half##_t load_u16(const uint16_t* p) {                                   \
+    return __riscv_vle16_v_u16##half(p, kLanes);                                           \
+  }                                                                                        \
+  static void store_u16(uint16_t* p, vuint16##half##_t a) { __riscv_vse16(p, a, kLanes); } \
+  static I32 load_bits16(const uint16_t* p) {                                              \
+    return __riscv_vreinterpret_v_u32##m##_i32##m(__riscv_vzext_vf2(load_u16(p), kLanes)); \
+  }                                                                                        \
+  static I32 load_i8(const uint8_t* p) {                                                   \
+    const auto* bytes = reinterpret_cast<const int8_t*>(p);                                \
+    return __riscv_vsext_vf4(__riscv_vle8_v_i8##quarter(bytes, kLanes), kLanes);           \
+  }
+#endif
+
 // Groups of kLmul registers of 32-bit lanes, with the narrower groups of as many lanes.
 template <int kLmul>
 struct Group;
 
-#define RILLM_GROUP(lmul, m, half, quarter)                                                   \
-  template <>                                                                                 \
-  struct Group<lmul> {                                                                        \
-    static constexpr int kLanes = lmul * kVlen / 32;                                          \
-    using F32 = RILLM_VECTOR(vfloat32##m##_t, 8 * lmul);                                      \
-    using I32 = RILLM_VECTOR(vint32##m##_t, 8 * lmul);                                        \
-    static F32 load(const float* p) { return __riscv_vle32_v_f32##m(p, kLanes); }             \
-    static F32 splat(float x) { return __riscv_vfmv_v_f_f32##m(x, kLanes); }                  \
-    static I32 splat(int32_t x) { return __riscv_vmv_v_x_i32##m(x, kLanes); }                 \
-    static F32 as_float(I32 a) { return __riscv_vreinterpret_v_i32##m##_f32##m(a); }          \
-    static I32 as_int(F32 a) { return __riscv_vreinterpret_v_f32##m##_i32##m(a); }            \
-    static I32 unsigned_to_int(vuint32##m##_t a) {                                            \
-      return __riscv_vreinterpret_v_u32##m##_i32##m(a);                                       \
-    }                                                                                         \
-    static vuint16##half##_t load_u16(const uint16_t* p) {                                    \
-      return __riscv_vle16_v_u16##half(p, kLanes);                                            \
-    }                                                                                         \
-    static void store_u16(uint16_t* p, vuint16##half##_t a) { __riscv_vse16(p, a, kLanes); }  \
-    static vuint8##quarter##_t load_u8(const uint8_t* p) {                                    \
-      return __riscv_vle8_v_u8##quarter(p, kLanes);                                           \
-    }                                                                                         \
-    static vint8##quarter##_t load_i8(const uint8_t* p) {                                     \
-      return __riscv_vle8_v_i8##quarter(reinterpret_cast<const int8_t*>(p), kLanes);          \
-    }                                                                                         \
-    static F32 load_bfloat16(const uint16_t* p) {                                             \
-      return as_float(                                                                        \
-          unsigned_to_int(__riscv_vsll(__riscv_vzext_vf2(load_u16(p), kLanes), 16, kLanes))); \
-    }                                                                                         \
-    RILLM_GROUP_HALF(m, half)                                                                 \
+#define RILLM_GROUP(lmul, m, half, quarter)                                          \
+  template <>                                                                        \
+  struct Group<lmul> {                                                               \
+    static constexpr int kLanes = lmul * kVlen / 32;                                 \
+    using F32 = RILLM_VECTOR(vfloat32##m##_t, 8 * lmul);                             \
+    using I32 = RILLM_VECTOR(vint32##m##_t, 8 * lmul);                               \
+    static F32 load(const float* p) { return __riscv_vle32_v_f32##m(p, kLanes); }    \
+    static F32 splat(float x) { return __riscv_vfmv_v_f_f32##m(x, kLanes); }         \
+    static I32 splat(int32_t x) { return __riscv_vmv_v_x_i32##m(x, kLanes); }        \
+    static F32 as_float(I32 a) { return __riscv_vreinterpret_v_i32##m##_f32##m(a); } \
+    static I32 as_int(F32 a) { return __riscv_vreinterpret_v_f32##m##_i32##m(a); }   \
+    RILLM_GROUP_LOADS(m, half, quarter)                                              \
+    static F32 load_bfloat16(const uint16_t* p) {                                    \
+      return as_float(__riscv_vsll(load_bits16(p), 16, kLanes));                     \
+    }                                                                                \
+    RILLM_GROUP_HALF(m, half)                                                        \
   };
 
 #if defined(__riscv_zvfhmin) || defined(__riscv_zvfh)
@@ -68,8 +72,7 @@ struct Group;
 #else
 #define RILLM_GROUP_HALF(m, half)                                                        \
   static F32 load_half(const uint16_t* p) {                                              \
-    const auto bits =                                                                    \
-        __riscv_vreinterpret_v_u32##m##_i32##m(__riscv_vzext_vf2(load_u16(p), kLanes));  \
+    const I32 bits = load_bits16(p);                                                     \
     /* Exponent and mantissa in float32's place, times 2^112 to move the bias:           \
        exact, subnormals too. Infinity would become 65536: no weight, scale or           \
        cached value is infinite. */                                                      \
@@ -91,5 +94,6 @@ RILLM_GROUP(4, m4, m2, m1)
 
 #undef RILLM_GROUP
 #undef RILLM_GROUP_HALF
+#undef RILLM_GROUP_LOADS
 
 }  // namespace rillm

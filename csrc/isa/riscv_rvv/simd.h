@@ -12,6 +12,7 @@
 #pragma once
 
 #include "isa/riscv_rvv/lmul.h"
+#include "isa/riscv_rvv/tile.h"
 
 namespace rillm {
 
@@ -65,13 +66,15 @@ struct FloatVectors : Group<kLmul> {
   }
 
   static void istore(int32_t* p, I a) { __riscv_vse32(p, a, kLanes); }
-  static I iload_i8(const uint8_t* p) { return __riscv_vsext_vf4(Base::load_i8(p), kLanes); }
+  static I iload_i8(const uint8_t* p) { return Base::load_i8(p); }
 };
 
 struct Simd : FloatVectors<(kVlen < 512 ? 2 : 1)> {
   static constexpr int kScores = 8;  // 16 of the 32 registers at m2, and m1 needs no more
 };
 
-}  // namespace rillm
+#if !defined(__riscv_xtheadvector)  // which has a Tile of its own
+using Tile = RowTile;
+#endif
 
-#include "isa/riscv_rvv/tile.h"
+}  // namespace rillm

@@ -8,14 +8,15 @@
 
 namespace rillm {
 
-struct Tile {
+struct RowTile {
   static constexpr int kRows = kVlen == 128 ? 64 : 128;
   static constexpr int kGroup = kVlen / 2 / kRows;  // columns of a W: it fills an m4 group
   static constexpr bool kColumnMajor = true;
   static constexpr bool kByteShifts = true;
   static constexpr int kMaxTokens = 16;
   static constexpr int kByteOffset = 0;
-  static constexpr int kSumColumns = 8;  // 6-bit codes need the sums of 8 activations
+  static constexpr bool kColumnBlocks = false;  // add_columns and add_pairs are there
+  static constexpr int kSumColumns = 8;         // 6-bit codes need the sums of 8 activations
 
   // A column of a tile is one or two groups of bytes, which share the scalar that they are
   // multiplied with; its int16 sums are as many groups of twice the size. Scale codes are one

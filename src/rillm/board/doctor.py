@@ -18,7 +18,15 @@ from rillm.board.machine import Machine, read_machine
 from rillm.board.problems import Problem, find_problems
 from rillm.board.sizing import Advice, advise, size_of_file, sizes_of_shape
 from rillm.board.vector import describe_vector
-from rillm.core import CoreError, allowed_cpus, cpu_features, load_core, open_blas, variants
+from rillm.core import (
+    CoreError,
+    allowed_cpus,
+    cpu_features,
+    load_core,
+    open_blas,
+    variants,
+    vector_evidence,
+)
 from rillm.engine.machine import available_memory, cpu_quota, default_num_threads
 from rillm.errors import RillmError
 
@@ -57,6 +65,7 @@ class Report:
     cpu: str
     kernel: str
     vector: str
+    vector_evidence: str  # what the probe was told of a RISC-V vector unit, and what it made of it
     features: list[str]
     machine: Machine
     allowed: list[int]
@@ -107,6 +116,7 @@ def examine(
         cpu=cpu_name(),
         kernel=platform.release(),
         vector="",
+        vector_evidence="",
         features=[],
         machine=machine,
         allowed=allowed_cpus(),
@@ -115,15 +125,19 @@ def examine(
     )
     folder = model.absolute().parent if model is not None else Path.home()
     report.disk_free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-    core_error = ""
+    core_error, is_probed = "", False
     try:
         report.features = sorted(cpu_features())
+        report.vector_evidence = vector_evidence()
+        is_probed = True
         report.variants = variant_choices()
         load_core()
         report.blas = _find_blas()
     except RillmError as error:
         core_error = str(error)
-    report.vector = describe_vector(report.architecture, report.features, machine.isa)
+    report.vector = describe_vector(
+        report.architecture, report.features, machine.isa, is_probed=is_probed
+    )
     if not core_error and measure:
         counts = thread_counts(default_num_threads())
         say(f"measuring read bandwidth with {', '.join(map(str, counts))} threads")

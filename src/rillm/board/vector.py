@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterable
 
 
-def describe_vector(architecture: str, features: Iterable[str], isa: str) -> str:
+def describe_vector(
+    architecture: str, features: Iterable[str], isa: str, *, is_probed: bool = True
+) -> str:
     """In words, e.g. "RVV 1.0, VLEN 256, zvfh"; "none" if there is no vector unit.
 
-    features: of the probe. isa: the kernel's ISA string or flags. On RISC-V the probe decides:
-    boards with XTheadVector (RVV 0.7.1) may claim `v` in the string.
+    features: of the probe, where it could be asked. isa: the kernel's ISA string or flags. On
+    RISC-V the probe decides: boards with XTheadVector (RVV 0.7.1) may claim `v` in the string.
     """
     known = set(features)
     if architecture == "riscv64":
-        return _riscv(known, isa)
+        return _riscv(known, isa, is_probed)
     if architecture == "x86_64":
         flags = known | set(isa.split())
         names = [
@@ -28,15 +30,17 @@ def describe_vector(architecture: str, features: Iterable[str], isa: str) -> str
     return ", ".join(["NEON", *names]) if architecture == "aarch64" else "none"
 
 
-def _riscv(features: set[str], isa: str) -> str:
-    if "xtheadvector" in features or "xtheadvector" in isa:
-        return "XTheadVector (RVV 0.7.1), VLEN 128"
+def _riscv(features: set[str], isa: str, is_probed: bool) -> str:
     letters, *extensions = isa.lower().removeprefix("rv64").split("_")
-    claimed = "v" in letters or "v" in extensions
-    if "v" not in features and not (claimed and not features):
-        return "none" if not claimed else "none that the probe confirms (the kernel claims v)"
+    claims = {"xtheadvector"} & set(extensions) or {"v"} & {*letters, *extensions}
+    used = {"xtheadvector", "v"} & features if is_probed else claims
+    if not used:
+        (claim,) = claims or ("",)
+        return f"none that the probe confirms (the kernel claims {claim})" if claim else "none"
     found = [re.fullmatch(r"(?:zvl|vlen)_?(\d+)b?", name) for name in {*features, *extensions}]
     lengths = [int(match[1]) for match in found if match]
     vlen = f", VLEN {max(lengths)}" if lengths else ""
+    if "xtheadvector" in used:
+        return f"XTheadVector (RVV 0.7.1){vlen}"
     extra = [name for name in ("zvfh", "zvfhmin", "zvbb") if name in features | set(extensions)]
     return ", ".join([f"RVV 1.0{vlen}", *extra])

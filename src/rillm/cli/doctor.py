@@ -60,6 +60,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
         ("CPU", f"{report.cpu}, {report.architecture}, Linux {report.kernel}"),
         ("vector", report.vector),
     ]
+    if report.vector_evidence:
+        rows.append(("", report.vector_evidence))
     if machine.vendor_ids:
         rows.append(("ids", f"mvendorid/marchid/mimpid {machine.vendor_ids}"))
     allowed = f"CPUs {format_cpu_list(tuple(report.allowed))} of {len(machine.online)} are ours"

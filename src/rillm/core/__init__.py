@@ -18,7 +18,14 @@ from rillm.core.library import (
     allowed_cpus,
     load_core,
 )
-from rillm.core.loader import CoreError, Variant, cpu_features, supported_variants, variants
+from rillm.core.loader import (
+    CoreError,
+    Variant,
+    cpu_features,
+    supported_variants,
+    variants,
+    vector_evidence,
+)
 from rillm.core.sampling import SamplingRequest
 
 __all__ = [
@@ -48,4 +55,5 @@ __all__ = [
     "open_blas",
     "supported_variants",
     "variants",
+    "vector_evidence",
 ]

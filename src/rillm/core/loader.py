@@ -106,15 +106,24 @@ def keep_to_one_kind() -> tuple[int, ...]:
     return given_up
 
 
+def vector_evidence() -> str:
+    """What the probe was told of a RISC-V CPU's vector unit and made of it; else empty."""
+    return _ask_probe()[1]
+
+
 def _probe() -> frozenset[str]:
+    return _ask_probe()[0]
+
+
+def _ask_probe() -> tuple[frozenset[str], str]:
     path = variants()[0].path.parent / "librillm_probe.so"
     try:
         probe = ctypes.CDLL(str(path))
     except OSError as error:
         raise CoreError(f"{path}: cannot be loaded ({error})") from None
-    text = ctypes.create_string_buffer(4096)
-    probe.probe_features(text, ctypes.c_size_t(len(text)))
-    return frozenset(filter(None, text.value.decode().split(",")))
+    features, reason = (ctypes.create_string_buffer(4096) for _ in range(2))
+    probe.probe_features(features, reason, ctypes.c_size_t(len(features)))
+    return frozenset(filter(None, features.value.decode().split(","))), reason.value.decode()
 
 
 def supported_variants() -> list[Variant]:
