@@ -1,7 +1,8 @@
 """Kernel benchmark: one linear op, every weight format, decode (1 token) to prefill (512).
 
 Prints for each format the weight bytes read per second (the limit is the machine's read bandwidth,
-measured in the same run) and multiply-accumulates per second; with --json one object a line.
+measured in the same run) and multiply-accumulates per second, beside what the vector units reach
+on registers; with --json one object a line.
 
     python benchmarks/matmul.py --tokens 1,8,512 --formats Q4_K,Q6_K -t 2
 """
@@ -108,9 +109,11 @@ def main() -> None:
     core = load_core()
     with core.team(arguments.threads) as team:
         bandwidth = team.read_bandwidth(array("B", bytes(256 << 20)))
+        int8_rate, float_rate = team.multiply_peak()
         print(
             f"# {cpu_name()}, {core.variant}, {team.num_threads} threads, "
-            f"{bandwidth / 1e9:.1f} GB/s, W [{ROWS}, {COLS}]"
+            f"{bandwidth / 1e9:.1f} GB/s, {int8_rate / 1e9:.0f} int8 and {float_rate / 1e9:.0f} "
+            f"float32 GMAC/s in registers, W [{ROWS}, {COLS}]"
         )
         for fmt in core.formats:
             if wanted and fmt.name not in wanted:
@@ -124,6 +127,7 @@ def main() -> None:
                 for program in programs:
                     program.close()
                 rate = weight.num_bytes / seconds
+                peak = int8_rate if weight.is_quantized else float_rate
                 row = {
                     "format": fmt.name,
                     "tokens": tokens,
@@ -131,6 +135,7 @@ def main() -> None:
                     "bytes_per_second": rate,
                     "of_bandwidth": rate / bandwidth,
                     "macs_per_second": ROWS * COLS * tokens / seconds,
+                    "of_peak": ROWS * COLS * tokens / seconds / peak,
                     "variant": core.variant,
                     "threads": team.num_threads,
                     "cpu": cpu_name(),
@@ -141,7 +146,8 @@ def main() -> None:
                     print(
                         f"{fmt.name:7} {tokens:4} tokens {row['ms']:9.3f} ms "
                         f"{rate / 1e9:7.2f} GB/s ({row['of_bandwidth']:4.0%} of bandwidth) "
-                        f"{row['macs_per_second'] / 1e9:8.1f} GMAC/s",
+                        f"{row['macs_per_second'] / 1e9:8.1f} GMAC/s "
+                        f"({row['of_peak']:4.0%} of peak)",
                         flush=True,
                     )
             for each in weights:

@@ -8,6 +8,7 @@
 #include "isa/simd.h"
 #include "kv_cache.h"
 #include "ops/blas.h"
+#include "ops/peak.h"
 #include "program.h"
 #include "thread_team.h"
 #include "weight.h"
@@ -73,6 +74,15 @@ int core_load_blas(const char* path) {
 }
 
 const char* core_blas_info(void) { return blas_info(); }
+
+int core_multiply_peak(CoreTeam* team, double* int8_rate, double* float_rate) {
+  return guarded([&] {
+    const MultiplyPeak peak = measure_multiply_peak(team->threads);
+    *int8_rate = peak.int8;
+    *float_rate = peak.float32;
+    return int{CORE_OK};
+  });
+}
 
 int core_format_at(int32_t index, CoreFormat* out) {
   const auto formats = all_formats();

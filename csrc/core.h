@@ -38,6 +38,8 @@ CORE_API void core_team_destroy(CoreTeam* team);
 // Sums `size` bytes `repeats` times on all threads; bytes/s of the best pass (decode's limit).
 CORE_API int core_read_bandwidth(CoreTeam* team, const void* data, uint64_t size, int32_t repeats,
                                  double* bytes_per_second);
+// Multiply-accumulates/s of all threads on values in registers (prefill's limit): int8, float32.
+CORE_API int core_multiply_peak(CoreTeam* team, double* int8_rate, double* float_rate);
 
 // ---- OpenBLAS ------------------------------------------------------------------------------
 // Loads the OpenBLAS at `path` for programs that ask for it (CoreProgramConfig); once a process.

@@ -19,6 +19,12 @@ constexpr int64_t kTokenBlock = 64;
 static_assert(kTokenBlock % Tile::kMaxTokens == 0);
 // Tiles that a thread keeps in its cache while it goes over the token blocks of a prefill.
 constexpr int64_t kPrefillTiles = 8;
+// The same for a few tokens.
+#ifdef RILLM_BLOCK_TILES
+constexpr int64_t kBatchTiles = 2;  // which block_kernel.h multiplies together
+#else
+constexpr int64_t kBatchTiles = 1;
+#endif
 // Columns that one thread sums the squares of: a multiple of 32, enough for whole cache lines.
 constexpr int64_t kSumColumns = 128;
 
@@ -192,7 +198,7 @@ void CoreProgram::run_linear(const CoreOp& op, const CoreBatch& batch, int threa
                 bias >= 0 ? weights_[bias]->values.data() : nullptr,
                 op.in[1] >= 0 ? f32(op.in[1], 0) + column : nullptr};
     column += part.w->rows;
-    part.tiles = num_tokens > kTokenBlock / 2 ? kPrefillTiles : 1;
+    part.tiles = num_tokens > kTokenBlock / 2 ? kPrefillTiles : num_tokens > 2 ? kBatchTiles : 1;
     if (uses_blas(*part.w, num_tokens)) {
       const int64_t share = part.w->num_tiles / team.num_threads();
       part.tiles = std::clamp<int64_t>(share, 1, kPanelRows / Tile::kRows);
@@ -222,9 +228,7 @@ void CoreProgram::run_linear(const CoreOp& op, const CoreBatch& batch, int threa
     }
     for (int64_t token = 0; token < num_tokens; token += kTokenBlock) {
       const int64_t last = std::min(token + kTokenBlock, num_tokens);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        matmul_tile(w, tile, in.data, token, last, num_tokens, part->out);
-      }
+      matmul_tiles(w, begin, end - begin, in.data, token, last, num_tokens, part->out);
     }
   });
 }

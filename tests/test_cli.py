@@ -4,11 +4,13 @@ bench. (chat and serve are in test_cli_chat.py.)
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from tiny import RILLM, SECONDS, Terminal, environment, rillm, write_tiny
@@ -84,6 +86,9 @@ def test_help_is_light() -> None:
         (["inspect"], "path"),
         (["bench"], "--dummy"),
         (["bench", "-m", "TINY", "-p", "x"], "-p"),
+        (["bench", "TINY", "-t", "0"], "--threads"),
+        (["bench", "TINY", "--plot", "roof.png"], "--plot"),
+        (["bench", "TINY", "-ctk", "q4_0"], "-ctk"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], named: str, tiny: Path) -> None:
@@ -337,3 +342,23 @@ def test_bench(tiny: Path) -> None:
     assert "tokens/s" in run.stdout
     rows = [re.split(r"  +", line)[0] for line in run.stdout.splitlines()[1:]]
     assert rows == [result["test"] for result in results]
+
+
+def test_bench_over_threads_and_depths_as_csv_with_a_plot(tiny: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "roof.html"
+    flags = ["-p", "8", "-n", "2", "--depth", "0,16", "-r", "1", "-t", "1,2", "-ctk", "q8_0"]
+    run = rillm("bench", tiny, *flags, "--csv", "--plot", plot)
+    assert run.returncode == 0, run.stderr
+    rows = list(csv.DictReader(run.stdout.splitlines()))
+    tests = ["pp8", "tg2", "pp8 d16", "tg2 d16"]
+    assert [(row["test"], row["num_threads"]) for row in rows] == [
+        (test, threads) for threads in ("1", "2") for test in tests
+    ]
+    for row in rows:
+        assert float(row["limit"]) > 0
+        assert row["bound"] in ("memory", "multiply")
+        assert float(row["multiply_peak"]) > 1e6
+    svg = plot.read_text(encoding="utf-8")
+    assert svg.count("<circle") == len(rows)
+    assert svg.count("<polyline") == 2  # a roof for each number of threads
+    ElementTree.fromstring(svg[svg.index("<svg") :])

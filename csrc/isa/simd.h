@@ -23,10 +23,11 @@
 //   kByteShifts      wshl and wshr keep bits in their bytes (else: mask afterwards)
 //   kMaxTokens       tokens that a quantised matmul takes together (a power of two);
 //   kMaxFloatTokens  that a float matmul does
-//   kSumColumns      columns of which the sum of activations is kept (16 or 8)
-//   kByteOffset      added to int8 weights when they are unpacked (128 where dot wants unsigned
-//   ones) F        kRows float32: zero set1 load store sub mul fma load_half load_bfloat16 I kRows
-//   scale codes (integers of 8 bits or more):
+//   kRegisterTokens  tokens whose sums stay in registers (group_kernel.h); where kMaxTokens is
+//   more, block_kernel.h multiplies the larger groups kSumColumns      columns of which the sum of
+//   activations is kept (16 or 8) kByteOffset      added to int8 weights when they are unpacked
+//   (128 where dot wants unsigned ones) F        kRows float32: zero set1 load store sub mul fma
+//   load_half load_bfloat16 I kRows scale codes (integers of 8 bits or more):
 //            iset1 isub iload_u8 iload_i8 iand(I,int) ior ishl<n> ishr<n> to_float(I)->F
 //   W        one unit, kRows * kGroup bytes of unsigned codes:
 //            wload wand(W,mask) wor wshl<n> wshr<n>
@@ -38,6 +39,12 @@
 //     dot<kMaxCode>(I sum, const W (&w)[n], const int8_t* x): sum[row] += sum over units and bytes
 //        of code * x. kMaxCode bounds the codes (255: an int8 byte), so an ISA may sum in int16
 //        first
+//   the same for groups of more than kRegisterTokens tokens, with unpacked codes in the first-level
+//   cache (ops/block_kernel.h), where RILLM_BLOCK_TILES is defined:
+//     split<kMaxCode>(W, W* to [kParts<kMaxCode>]): what dot_block multiplies;
+//     kBlockOffset<kMaxCode>: what it adds to a code
+//     dot_block<kMaxCode, n>(I (&sum)[tokens][tiles], const W* [n][tiles][kParts], const int8_t* x,
+//        stride of x): the same sums as dot; tokens = kBlockTokens<kMaxCode, n>
 //   a column at a time (ops/column_kernel.h), where RILLM_COLUMN_TILES is defined:
 //     S, T     kRows int16 sums (they wrap) / int32 sums
 //     sset1 sadd madd<is_signed, column>(S, int8_t x, W) product<column>(x, W): int8 codes * x

@@ -4,20 +4,110 @@
 
 #include "isa/simd.h"
 #include "ops/math.h"
+#include "unroll.h"
 
 namespace rillm {
 namespace {
 
 constexpr int kKeys = Simd::kScores;  // keys whose scores stay in registers
+constexpr int kSlab = 32;             // keys and values that are converted to float32 together
 constexpr int kPartition = 256;
 constexpr int kVectors = 4;  // vectors of query rows that reuse a converted key
 constexpr int kRows = kVectors * Simd::kLanes;
 constexpr float kMasked = -1e30f;  // finite: infinity - infinity would be NaN
 constexpr int64_t kMaxPartials = 512;
 
-static_assert(kPartition % kKeys == 0 && 16 % kKeys == 0);
+static_assert(kPartition % kSlab == 0 && kSlab % kKeys == 0 && 16 % kKeys == 0);
 
 int64_t num_partitions(int32_t num_keys) { return (num_keys + kPartition - 1) / kPartition; }
+
+// n vectors of query rows go through kKeys / n keys at a time: as many sums as registers hold, and
+// with two vectors each element of a key or value that is broadcast serves both. What is added to
+// a sum, and in which order, does not depend on n.
+
+// scores [n, kKeys, kLanes] = q [n, dim, kLanes] . keys [kKeys, dim]
+template <int n>
+void score_keys(const float* q, const float* keys, int32_t dim, float* scores) {
+  constexpr int kTogether = kKeys / n;
+  for (int first = 0; first < kKeys; first += kTogether) {
+    Simd::F sum[n][kTogether];
+    unroll<n * kTogether>([&](auto k)
+                              RILLM_INLINE { sum[k / kTogether][k % kTogether] = Simd::zero(); });
+    const float* key = keys + int64_t{first} * dim;
+    for (int32_t d = 0; d < dim; ++d) {
+      Simd::F query[n];
+      unroll<n>([&](auto v) RILLM_INLINE {
+        query[v] = Simd::load(q + (int64_t{v} * dim + d) * Simd::kLanes);
+      });
+      unroll<kTogether>([&](auto j) RILLM_INLINE {
+        const auto element = Simd::set1(key[j * dim + d]);
+        unroll<n>([&](auto v)
+                      RILLM_INLINE { sum[v][j] = Simd::fma(query[v], element, sum[v][j]); });
+      });
+    }
+    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
+      constexpr int v = k / kTogether, j = k % kTogether;
+      Simd::store(scores + (v * kKeys + first + j) * Simd::kLanes, sum[v][j]);
+    });
+  }
+}
+
+// out [n, dim, kLanes] = keep [n, kLanes] * out + weights [n, kKeys, kLanes] . values [kKeys, dim]
+template <int n>
+void add_values(const float* weights, const float* keep, const float* values, int32_t dim,
+                float* out) {
+  constexpr int kTogether = kKeys / n;
+  for (int first = 0; first < kKeys; first += kTogether) {
+    Simd::F weight[n][kTogether];
+    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
+      constexpr int v = k / kTogether, j = k % kTogether;
+      weight[v][j] = Simd::load(weights + (v * kKeys + first + j) * Simd::kLanes);
+    });
+    const float* value = values + int64_t{first} * dim;
+    for (int32_t d = 0; d < dim; ++d) {
+      Simd::F sum[n];
+      unroll<n>([&](auto v) RILLM_INLINE {
+        sum[v] = Simd::load(out + (int64_t{v} * dim + d) * Simd::kLanes);
+        if (first == 0) sum[v] = Simd::mul(sum[v], Simd::load(keep + v * Simd::kLanes));
+      });
+      unroll<kTogether>([&](auto j) RILLM_INLINE {
+        const auto element = Simd::set1(value[j * dim + d]);
+        unroll<n>([&](auto v) RILLM_INLINE { sum[v] = Simd::fma(weight[v][j], element, sum[v]); });
+      });
+      unroll<n>([&](auto v) RILLM_INLINE {
+        Simd::store(out + (int64_t{v} * dim + d) * Simd::kLanes, sum[v]);
+      });
+    }
+  }
+}
+
+// One vector's scores [kKeys, kLanes] become e^(score - max), and its maximum and sum take them in;
+// `keep` is what earlier outputs must be multiplied with.
+void update_softmax(float* scores, int64_t key, int32_t first_position, const float* positions,
+                    float* max_at, float* sum_at, float* keep_at) {
+  Simd::F score[kKeys];
+  for (int j = 0; j < kKeys; ++j) score[j] = Simd::load(scores + j * Simd::kLanes);
+  if (key + kKeys - 1 > first_position) {
+    const Simd::F position = Simd::load(positions);
+    for (int j = 0; j < kKeys; ++j) {
+      const Simd::F ahead = Simd::sub(Simd::set1(static_cast<float>(key + j)), position);
+      score[j] = Simd::fma(Simd::max(ahead, Simd::zero()), Simd::set1(kMasked), score[j]);
+    }
+  }
+  const Simd::F old_max = Simd::load(max_at);
+  Simd::F max = old_max;
+  for (int j = 0; j < kKeys; ++j) max = Simd::max(max, score[j]);
+  const Simd::F keep = exp(Simd::sub(old_max, max));
+  Simd::F sum = Simd::mul(Simd::load(sum_at), keep);
+  for (int j = 0; j < kKeys; ++j) {
+    score[j] = exp(Simd::sub(score[j], max));
+    sum = Simd::add(sum, score[j]);
+    Simd::store(scores + j * Simd::kLanes, score[j]);
+  }
+  Simd::store(max_at, max);
+  Simd::store(sum_at, sum);
+  Simd::store(keep_at, keep);
+}
 
 }  // namespace
 
@@ -37,7 +127,7 @@ AttentionPlan::AttentionPlan(const AttentionShape& shape, int num_threads, int32
     : shape_(shape),
       group_(shape.num_heads / shape.num_kv_heads),
       state_floats_(kRows * (shape.head_dim + 2)),
-      scratch_floats_(kRows * (shape.head_dim + 1) + 2 * kKeys * shape.head_dim +
+      scratch_floats_(kRows * (shape.head_dim + 1) + 2 * kSlab * shape.head_dim +
                       2 * state_floats_) {
   const auto bytes = [](int64_t floats) { return static_cast<uint64_t>(floats) * sizeof(float); };
   scratch_ = Memory(bytes(scratch_floats_ * num_threads));
@@ -108,7 +198,7 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const float* queries = scratch;
   const float* positions = queries + kRows * dim;
   float* keys = scratch + kRows * (dim + 1);
-  float* values = keys + kKeys * dim;
+  float* values = keys + kSlab * dim;
 
   for (int32_t i = 0; i < num_vectors; ++i) {
     Simd::store(out.max + i * Simd::kLanes, Simd::set1(kMasked));
@@ -125,56 +215,57 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const int64_t end = std::min<int64_t>(begin + kPartition, last_position + 1);
   const int32_t* blocks = batch.block_tables + int64_t{tile.seq} * batch.max_blocks;
   const int32_t block_size = cache.config.block_size;
-  for (int64_t key = begin; key < end; key += kKeys) {
+  const auto row_of = [&](bool value, int64_t key) {
     const int64_t slot = int64_t{blocks[key / block_size]} * block_size + key % block_size;
-    const int count = static_cast<int>(std::min<int64_t>(kKeys, end - key));
-    const uint8_t* key_row = cache.row(layer, false, slot, kv_head);
-    const uint8_t* value_row = cache.row(layer, true, slot, kv_head);
-    for (int j = 0; j < count; ++j) {
-      cache.load(key_row + j * cache.row_bytes, keys + j * dim);
-      cache.load(value_row + j * cache.row_bytes, values + j * dim);
+    return cache.row(layer, value, slot, kv_head);
+  };
+  for (int64_t slab = begin; slab < end; slab += kSlab) {
+    const int64_t slab_end = std::min<int64_t>(slab + kSlab, end);
+    for (int64_t key = slab; key < slab_end; key += kKeys) {
+      const int count = static_cast<int>(std::min<int64_t>(kKeys, end - key));
+      const uint8_t *key_row = row_of(false, key), *value_row = row_of(true, key);
+      float *to_keys = keys + (key - slab) * dim, *to_values = values + (key - slab) * dim;
+      for (int j = 0; j < count; ++j) {
+        cache.load(key_row + j * cache.row_bytes, to_keys + j * dim);
+        cache.load(value_row + j * cache.row_bytes, to_values + j * dim);
+      }
+      // Slots past the end may hold another sequence's leftovers: masked, but they must be finite.
+      std::fill(to_keys + count * dim, to_keys + kKeys * dim, 0.0f);
+      std::fill(to_values + count * dim, to_values + kKeys * dim, 0.0f);
     }
-    // Slots past the end may hold another sequence's leftovers: masked, but they must be finite.
-    std::fill(keys + count * dim, keys + kKeys * dim, 0.0f);
-    std::fill(values + count * dim, values + kKeys * dim, 0.0f);
-
-    for (int32_t i = 0; i < num_vectors; ++i) {
+    // Two vectors of queries and outputs at a time, which the first-level cache holds.
+    for (int32_t i = 0; i < num_vectors; i += 2) {
+      const int32_t together = std::min(num_vectors - i, 2);
       const float* q = queries + int64_t{i} * dim * Simd::kLanes;
-      Simd::F score[kKeys];
-      for (int j = 0; j < kKeys; ++j) score[j] = Simd::zero();
-      for (int32_t d = 0; d < dim; ++d) {
-        const Simd::F query = Simd::load(q + d * Simd::kLanes);
-#pragma GCC unroll 16
-        for (int j = 0; j < kKeys; ++j) {
-          score[j] = Simd::fma(query, Simd::set1(keys[j * dim + d]), score[j]);
-        }
-      }
-      if (key + kKeys - 1 > first_position) {
-        const Simd::F position = Simd::load(positions + i * Simd::kLanes);
-        for (int j = 0; j < kKeys; ++j) {
-          const Simd::F ahead = Simd::sub(Simd::set1(static_cast<float>(key + j)), position);
-          score[j] = Simd::fma(Simd::max(ahead, Simd::zero()), Simd::set1(kMasked), score[j]);
-        }
-      }
-      const Simd::F old_max = Simd::load(out.max + i * Simd::kLanes);
-      Simd::F max = old_max;
-      for (int j = 0; j < kKeys; ++j) max = Simd::max(max, score[j]);
-      const Simd::F keep = exp(Simd::sub(old_max, max));
-      Simd::F sum = Simd::mul(Simd::load(out.sum + i * Simd::kLanes), keep);
-      for (int j = 0; j < kKeys; ++j) {
-        score[j] = exp(Simd::sub(score[j], max));
-        sum = Simd::add(sum, score[j]);
-      }
-      Simd::store(out.max + i * Simd::kLanes, max);
-      Simd::store(out.sum + i * Simd::kLanes, sum);
       float* o = out.out + int64_t{i} * dim * Simd::kLanes;
-      for (int32_t d = 0; d < dim; ++d) {
-        Simd::F value = Simd::mul(Simd::load(o + d * Simd::kLanes), keep);
-#pragma GCC unroll 16
-        for (int j = 0; j < kKeys; ++j) {
-          value = Simd::fma(score[j], Simd::set1(values[j * dim + d]), value);
+      for (int64_t key = slab; key < slab_end; key += kKeys) {
+        // The next slab is in memory, often in another page, which no hardware follows.
+        if (i == 0 && key + kSlab < end) {
+          const uint8_t* next_keys = row_of(false, key + kSlab);
+          const uint8_t* next_values = row_of(true, key + kSlab);
+          for (int64_t at = 0; at < kKeys * cache.row_bytes; at += 64) {
+            __builtin_prefetch(next_keys + at);
+            __builtin_prefetch(next_values + at);
+          }
         }
-        Simd::store(o + d * Simd::kLanes, value);
+        const float *key_group = keys + (key - slab) * dim,
+                    *value_group = values + (key - slab) * dim;
+        alignas(64) float scores[2 * kKeys * Simd::kLanes], keep[2 * Simd::kLanes];
+        if (together == 2) {
+          score_keys<2>(q, key_group, dim, scores);
+        } else {
+          score_keys<1>(q, key_group, dim, scores);
+        }
+        for (int32_t v = 0; v < together; ++v) {
+          update_softmax(scores + v * kKeys * Simd::kLanes, key, first_position,
+                         positions + (i + v) * Simd::kLanes, out.max + (i + v) * Simd::kLanes,
+                         out.sum + (i + v) * Simd::kLanes, keep + v * Simd::kLanes);
+        }
+        if (together == 2) {
+          add_values<2>(scores, keep, value_group, dim, o);
+        } else {
+          add_values<1>(scores, keep, value_group, dim, o);
+        }
       }
     }
   }

@@ -1,4 +1,5 @@
-// Quantised matmul where the ISA multiplies groups of kGroup columns of every row at once (dot).
+// Quantised matmul where the ISA multiplies groups of kGroup columns of every row at once (dot),
+// for so many tokens that their sums stay in registers.
 #pragma once
 
 #include <cstring>
@@ -34,8 +35,14 @@ struct StripActivations {
 };
 
 template <Codes codes, Scales scales, int offset>
+struct BlockKernel;
+
+template <Codes codes, Scales scales, int offset>
 struct QuantizedKernel {
   static constexpr int kMaxTokens = Tile::kMaxTokens;
+#ifdef RILLM_BLOCK_TILES
+  using Block = BlockKernel<codes, scales, offset>;  // for more than Tile::kRegisterTokens
+#endif
   static constexpr ScaleFields kFields = scale_fields(scales);
   static constexpr int kStrips = kFields.block_size / kStrip;
   static constexpr int kSubs = kFields.sub_size < kStrip ? 2 : 1;  // scales of a strip
@@ -45,6 +52,7 @@ struct QuantizedKernel {
   // The scales of one block of the tile, as floats. Unpacked before the strips, so that the loop
   // over strips stays a loop: its code then fits the instruction cache for any n.
   struct BlockScale {
+    BlockScale() = default;
     explicit BlockScale(const uint8_t* data) {
       const Reader reader(data);
       unroll<kStrips * kSubs>([&](auto sub) RILLM_INLINE {

@@ -6,6 +6,9 @@
 #else
 #include "ops/group_kernel.h"
 #endif
+#ifdef RILLM_BLOCK_TILES
+#include "ops/block_kernel.h"
+#endif
 
 namespace rillm {
 namespace {
@@ -51,22 +54,49 @@ struct FloatKernel {
   }
 };
 
+// Tiles that a kernel takes together where there are many tokens.
 template <class Kernel>
-void run_groups(const PackedMatrix& w, int64_t tile, const uint8_t* x, int64_t begin, int64_t end,
-                int64_t num_tokens, const MatmulOutput& out) {
-  for (int64_t token = begin; token < end;) {
-    const int size = std::min(group_of(token, num_tokens).size, Kernel::kMaxTokens);
-    const auto run_if = [&]<int n>() {
-      if constexpr (n <= Kernel::kMaxTokens) {
-        if (size == n) Kernel::template run<n>(w, tile, x, token, out);
-      }
-    };
-    run_if.template operator()<1>();
-    run_if.template operator()<2>();
-    run_if.template operator()<4>();
+constexpr int tiles_together() {
+  if constexpr (requires { typename Kernel::Block; }) return Kernel::Block::kTiles;
+  return 1;
+}
+
+template <class Kernel>
+void run_group(const PackedMatrix& w, int64_t tile, int num_tiles, const uint8_t* x, int64_t token,
+               int size, const MatmulOutput& out) {
+  if constexpr (tiles_together<Kernel>() > 1) {
+    if (size > Kernel::Block::kRegisterTokens) {
+      if (num_tiles == 1) return Kernel::Block::template run<1>(w, tile, x, token, size, out);
+      return Kernel::Block::template run<Kernel::Block::kTiles>(w, tile, x, token, size, out);
+    }
+  }
+  const auto run_if = [&]<int n>() {
+    if constexpr (n <= Kernel::kMaxTokens) {
+      if (size != n) return;
+      for (int i = 0; i < num_tiles; ++i) Kernel::template run<n>(w, tile + i, x, token, out);
+    }
+  };
+  run_if.template operator()<1>();
+  run_if.template operator()<2>();
+  run_if.template operator()<4>();
+  if constexpr (tiles_together<Kernel>() == 1) {
     run_if.template operator()<8>();
     run_if.template operator()<16>();
-    token += size;
+  }
+}
+
+template <class Kernel>
+void run_groups(const PackedMatrix& w, int64_t tile, int64_t end_tile, const uint8_t* x,
+                int64_t begin, int64_t end, int64_t num_tokens, const MatmulOutput& out) {
+  while (tile < end_tile) {
+    const auto tiles =
+        static_cast<int>(std::min<int64_t>(tiles_together<Kernel>(), end_tile - tile));
+    for (int64_t token = begin; token < end;) {
+      const int size = std::min(group_of(token, num_tokens).size, Kernel::kMaxTokens);
+      run_group<Kernel>(w, tile, tiles, x, token, size, out);
+      token += size;
+    }
+    tile += tiles;
   }
 }
 
@@ -74,10 +104,10 @@ constexpr int kByte = Tile::kByteOffset;
 
 }  // namespace
 
-void matmul_tile(const PackedMatrix& w, int64_t tile, const uint8_t* x, int64_t begin, int64_t end,
-                 int64_t num_tokens, const MatmulOutput& out) {
+void matmul_tiles(const PackedMatrix& w, int64_t tile, int64_t num_tiles, const uint8_t* x,
+                  int64_t begin, int64_t end, int64_t num_tokens, const MatmulOutput& out) {
   const auto run = [&]<class Kernel>() {
-    run_groups<Kernel>(w, tile, x, begin, end, num_tokens, out);
+    run_groups<Kernel>(w, tile, tile + num_tiles, x, begin, end, num_tokens, out);
   };
   using enum Codes;
   switch (w.format.scales) {

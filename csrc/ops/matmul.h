@@ -22,10 +22,10 @@ struct MatmulOutput {
   const float* residual;  // as y (may be y itself), or null
 };
 
-// Rows [tile * kRows, (tile + 1) * kRows) of W for tokens [begin, end) of num_tokens.
+// Rows of W's tiles [tile, tile + num_tiles) for tokens [begin, end) of num_tokens.
 // x: the whole input buffer: Q8 groups (quantised W) or float32 rows of W's width. For Q8, begin
 // and end must be group boundaries: multiples of Tile::kMaxTokens, or num_tokens.
-void matmul_tile(const PackedMatrix& w, int64_t tile, const uint8_t* x, int64_t begin, int64_t end,
-                 int64_t num_tokens, const MatmulOutput& out);
+void matmul_tiles(const PackedMatrix& w, int64_t tile, int64_t num_tiles, const uint8_t* x,
+                  int64_t begin, int64_t end, int64_t num_tokens, const MatmulOutput& out);
 
 }  // namespace rillm

@@ -1,7 +1,7 @@
-"""How fast a model runs on this machine: prefill, decode, and the limit that memory sets on decode.
+"""How fast a model runs on this machine: prefill, decode, and the limits beside them.
 
-A decode step reads every weight once, so its rate cannot exceed read bandwidth / bytes of weights
-(the token embedding is looked up, not read). The bandwidth is measured in the same process.
+A decode step reads every weight once, so memory bounds it; a prefill is bound by multiplying. Both
+limits (roofline.py) are computed from rates that are measured in the same process.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rillm.core import Batch, Core, ThreadTeam, load_core
+from rillm.core import Batch, load_core
 from rillm.engine.machine import start_team
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.models import LoadedModel, load_model
+from rillm.roofline import Limit, Machine, Work, limit
 
 _BLOCK = 16
 _BANDWIDTH_BYTES = 256 << 20
@@ -34,9 +35,13 @@ class BenchResult:
     tokens_per_second: float
     slowest: float
     fastest: float
-    limit: float  # tokens per second that the read bandwidth allows (decode), or 0
+    limit: float  # tokens per second that the machine allows at the most
+    bound: str  # by what: "memory" or "multiply"
+    intensity: float  # multiply-accumulates of a step for each byte of weights
     weight_bytes: int
+    macs_per_token: int  # of the matrices
     bandwidth: float  # bytes per second
+    multiply_peak: float  # multiply-accumulates per second in registers, of the weights' kind
     variant: str
     num_threads: int
     repeats: int
@@ -106,6 +111,7 @@ def run_benchmarks(
     results = []
     with start_team(core, num_threads) as team, GGUFReader(path) as reader:
         bandwidth = team.read_bandwidth(array("B", bytes(_BANDWIDTH_BYTES)))
+        machine = Machine(bandwidth, *team.multiply_peak())
         model = load_model(
             reader,
             core,
@@ -119,8 +125,32 @@ def run_benchmarks(
             progress=progress,
         )
         try:
+            cache_bytes = model.cache_block_bytes / _BLOCK
+            work = Work.of(reader, model.config, model.weight_bytes, cache_bytes)
             for test in tests:
-                result = _measure(path, core, team, model, test, repeats, bandwidth, batch_size)
+                rates = _measure(model, test, repeats, batch_size)
+                most = _limit(machine, work, test, batch_size)
+                step = min(test.num_prompt, batch_size) or test.num_seqs
+                quantized = work.int8_macs >= work.float_macs
+                result = BenchResult(
+                    model=path.name,
+                    test=test.name,
+                    tokens_per_second=statistics.median(rates),
+                    slowest=min(rates),
+                    fastest=max(rates),
+                    limit=most.tokens_per_second,
+                    bound=most.bound,
+                    intensity=step * work.macs / work.weight_bytes,
+                    weight_bytes=work.weight_bytes,
+                    macs_per_token=work.macs - (work.head_macs if test.num_prompt else 0),
+                    bandwidth=bandwidth,
+                    multiply_peak=machine.int8_rate if quantized else machine.float_rate,
+                    variant=core.variant,
+                    num_threads=team.num_threads,
+                    repeats=repeats,
+                    cpu=cpu_name(),
+                    blas=model.blas,
+                )
                 results.append(result)
                 if report is not None:
                     report(result)
@@ -129,16 +159,7 @@ def run_benchmarks(
     return results
 
 
-def _measure(
-    path: Path,
-    core: Core,
-    team: ThreadTeam,
-    model: LoadedModel,
-    test: BenchTest,
-    repeats: int,
-    bandwidth: float,
-    batch_size: int,
-) -> BenchResult:
+def _measure(model: LoadedModel, test: BenchTest, repeats: int, batch_size: int) -> list[float]:
     run = _Run(model, test, batch_size)
     run.steps(warm_up=True)
     rates = []
@@ -147,22 +168,23 @@ def _measure(
         start = time.perf_counter()
         run.steps()
         rates.append(test.num_tokens / (time.perf_counter() - start))
-    limit = 0.0 if test.num_prompt else test.num_seqs * bandwidth / model.weight_bytes
-    return BenchResult(
-        model=path.name,
-        test=test.name,
-        tokens_per_second=statistics.median(rates),
-        slowest=min(rates),
-        fastest=max(rates),
-        limit=limit,
-        weight_bytes=model.weight_bytes,
-        bandwidth=bandwidth,
-        variant=core.variant,
-        num_threads=team.num_threads,
-        repeats=repeats,
-        cpu=cpu_name(),
-        blas=model.blas,
-    )
+    return rates
+
+
+def _limit(machine: Machine, work: Work, test: BenchTest, batch_size: int) -> Limit:
+    if not test.num_prompt:
+        depth = test.depth + test.num_steps / 2
+        return limit(machine, work, num_seqs=test.num_seqs, num_tokens=1, num_logits=1, depth=depth)
+    # Chunk after chunk: each has the ones before it as its depth.
+    seconds, bounds = 0.0, []
+    for first in range(0, test.num_prompt, batch_size):
+        count = min(batch_size, test.num_prompt - first)
+        chunk = limit(
+            machine, work, num_seqs=1, num_tokens=count, num_logits=1, depth=test.depth + first
+        )
+        seconds += count / chunk.tokens_per_second
+        bounds.append(chunk.bound)
+    return Limit(test.num_prompt / seconds, bounds[0])
 
 
 class _Run:

@@ -12,6 +12,8 @@
 
 #include "unroll.h"
 
+#define RILLM_BLOCK_TILES  // see isa/simd.h
+
 namespace rillm {
 
 struct Simd {
@@ -20,8 +22,9 @@ struct Simd {
   static constexpr int kGroup = 4;
   static constexpr bool kColumnMajor = false;
   static constexpr bool kByteShifts = false;
-  static constexpr int kMaxTokens = 4;  // 8 would spill: 16 registers hold 8 units, 4 sums, scales
-  static constexpr int kMaxFloatTokens = kMaxTokens;
+  static constexpr int kRegisterTokens = 2;  // 4 spill: 8 units, sums and scales in 16 registers
+  static constexpr int kMaxTokens = 64;
+  static constexpr int kMaxFloatTokens = 4;
   static constexpr int kByteOffset = 0;
   static constexpr int kSumColumns = 16;
   static constexpr int kScores = 8;
@@ -110,6 +113,10 @@ struct Simd {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), a);
   }
 
+  // Has a sum in its register now. GCC would turn a chain of adds into a tree and keep all products
+  // until the end, in memory.
+  RILLM_INLINE static void keep(__m256i& sum) { asm("" : "+x"(sum)); }
+
   template <int kMaxCode, int n>
   RILLM_INLINE static I dot(I sum, const W (&w)[n], const int8_t* x) {
     constexpr bool kSigned = kMaxCode == 255;
@@ -130,11 +137,72 @@ struct Simd {
                                        _mm256_sign_epi8(activations, w[unit]));
         } else {
           pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[unit], activations));
+          keep(pairs);
         }
       });
       sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
     });
     return sum;
+  }
+
+  // What dot_block reads. Bytes are cut into two nibbles: eight units of each fit into int16, which
+  // is cheaper than a sign and a widening for every unit.
+  template <int kMaxCode>
+  static constexpr int kParts = kMaxCode == 255 ? 2 : 1;
+  template <int kMaxCode>
+  static constexpr int kBlockOffset = kMaxCode == 255 ? 128 : 0;
+  template <int kMaxCode>
+  RILLM_INLINE static void split(W code, W* to) {
+    if constexpr (kMaxCode == 255) {
+      const W excess = _mm256_xor_si256(code, _mm256_set1_epi8(static_cast<char>(0x80)));
+      to[0] = wand(excess, 15);
+      to[1] = wand(wshr<4>(excess), 15);
+    } else {
+      to[0] = code;
+    }
+  }
+  // Two tiles by four tokens are 8 int16 sums, two codes and an activation. Where the sums do not
+  // fit into int16 up to the end, int32 ones need the other registers.
+  template <int kMaxCode, int n>
+  static constexpr int kBlockTokens = kMaxCode == 255 || 32767 / (2 * 127 * kMaxCode) < n ? 2 : 4;
+
+  template <int kMaxCode, int n, int tiles, int tokens>
+  RILLM_INLINE static void dot_block(I (&sum)[tokens][tiles], const W* w, const int8_t* x,
+                                     int64_t x_stride) {
+    constexpr bool kBytes = kMaxCode == 255;
+    constexpr int kNum = kParts<kMaxCode>;
+    constexpr int kFit = 32767 / (2 * 127 * (kBytes ? 15 : kMaxCode));
+    constexpr int kRun = kFit < n ? kFit : n;
+    static_assert(kRun >= 1 && (!kBytes || kRun == n));
+    unroll<(n + kRun - 1) / kRun>([&](auto run) RILLM_INLINE {
+      __m256i pairs[kNum][tokens][tiles];
+      unroll<std::min(kRun, n - run * kRun)>([&](auto i) RILLM_INLINE {
+        constexpr int unit = run * kRun + i;
+        __m256i code[tiles * kNum];
+        unroll<tiles * kNum>([&](auto k) RILLM_INLINE {
+          code[k] = w[unit * tiles * kNum + k];
+          asm volatile("" : "+x"(code[k]));  // once per call: hoisted, they would spill
+        });
+        unroll<tokens>([&](auto token) RILLM_INLINE {
+          int32_t group;
+          std::memcpy(&group, x + token * x_stride + unit * kGroup, sizeof group);
+          const __m256i activations = _mm256_set1_epi32(group);
+          unroll<tiles * kNum>([&](auto k) RILLM_INLINE {
+            constexpr int tile = k / kNum, part = k % kNum;
+            const __m256i products = _mm256_maddubs_epi16(code[k], activations);
+            __m256i& to = pairs[part][token][tile];
+            to = i == 0 ? products : _mm256_add_epi16(to, products);
+            keep(to);
+          });
+        });
+      });
+      unroll<tokens * tiles * kNum>([&](auto k) RILLM_INLINE {
+        constexpr int part = k / (tokens * tiles), token = k / tiles % tokens, tile = k % tiles;
+        I& to = sum[token][tile];
+        to = iadd(
+            to, _mm256_madd_epi16(pairs[part][token][tile], _mm256_set1_epi16(part == 0 ? 1 : 16)));
+      });
+    });
   }
 };
 using Tile = Simd;

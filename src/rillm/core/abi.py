@@ -179,6 +179,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "core_last_error": (c_char_p, []),
     "core_team_create": (c_int32, [c_int32, POINTER(c_int32), _OUT]),
     "core_team_destroy": (None, [HANDLE]),
+    "core_multiply_peak": (c_int32, [HANDLE, POINTER(c_double), POINTER(c_double)]),
     "core_read_bandwidth": (c_int32, [HANDLE, c_void_p, c_uint64, c_int32, POINTER(c_double)]),
     "core_load_blas": (c_int32, [c_char_p]),
     "core_blas_info": (c_char_p, []),

@@ -292,6 +292,14 @@ class ThreadTeam(_Handle):
         )  # fmt: skip
         return result.value
 
+    def multiply_peak(self) -> tuple[float, float]:
+        """Multiply-accumulates per second on values in registers: (int8, float32)."""
+        int8_rate, float_rate = ctypes.c_double(), ctypes.c_double()
+        self.core.call(
+            "core_multiply_peak", self.handle, ctypes.byref(int8_rate), ctypes.byref(float_rate)
+        )
+        return int8_rate.value, float_rate.value
+
 
 class Weight(_Handle):
     """One tensor in the form an op reads: packed matrix, look-up table or float32 vector."""

@@ -1,0 +1,111 @@
+#include "ops/peak.h"
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "isa/simd.h"
+#include "unroll.h"
+
+namespace rillm {
+namespace {
+
+constexpr int kRuns = 5;
+constexpr double kSeconds = 0.02;
+constexpr int64_t kSteps = 4096;  // between two looks at the clock
+
+// The products of one step go to so many sums, which hide the latency and fit the registers.
+#ifdef RILLM_COLUMN_TILES
+constexpr int kSums = 2;
+constexpr int64_t kMacs = Tile::kRows;
+#else
+constexpr int kSums = sizeof(Tile::W) == 64 ? 12 : 5;
+constexpr int64_t kMacs = int64_t{Tile::kRows} * Tile::kGroup;
+#endif
+
+alignas(64) uint8_t codes[kSums * sizeof(Tile::W)] = {1, 2, 3, 5, 8, 13, 21, 34};
+alignas(64) int8_t activations[64] = {1, -2, 3, -5, 8, -13, 21, -34};
+
+// The same pointer, but the compiler no longer knows what it points to.
+template <class T>
+T* opaque(T* pointer) {
+  asm volatile("" : "+r"(pointer) : : "memory");
+  return pointer;
+}
+
+void multiply_int8() {
+  const uint8_t* bytes = opaque(codes);
+  const int8_t* inputs = opaque(activations);
+#ifdef RILLM_COLUMN_TILES
+  const Tile::W w = Tile::wload(bytes);
+  Tile::S sum[kSums];
+  unroll<kSums>([&](auto i) RILLM_INLINE { sum[i] = Tile::sset1(0); });
+  for (int64_t step = 0; step < kSteps; ++step) {
+    const int8_t x = inputs[step % 64];
+    unroll<kSums>([&](auto i)
+                      RILLM_INLINE { sum[i] = Tile::template madd<true, 0>(sum[i], x, w); });
+  }
+#else
+  Tile::W w[kSums][1];
+  Tile::I sum[kSums];
+  unroll<kSums>([&](auto i) RILLM_INLINE {
+    w[i][0] = Tile::wload(bytes + i * sizeof(Tile::W));
+    sum[i] = Tile::iset1(0);
+  });
+  for (int64_t step = 0; step < kSteps; ++step) {
+    const int8_t* x = inputs + step % 16 * 4;
+    // Codes up to 127: one product and one widening each.
+    unroll<kSums>([&](auto i) RILLM_INLINE { sum[i] = Tile::template dot<127>(sum[i], w[i], x); });
+  }
+#endif
+  Tile::F total = Tile::zero();
+  unroll<kSums>([&](auto i) RILLM_INLINE {
+    total = Tile::fma(Tile::to_float(sum[i]), Tile::set1(1.0f), total);
+  });
+  float out[Tile::kRows];
+  Tile::store(out, total);
+  asm volatile("" ::"r"(out) : "memory");
+}
+
+void multiply_float() {
+  constexpr int kFloatSums = 10;
+  const Simd::F a = Simd::load(reinterpret_cast<const float*>(opaque(codes)));
+  Simd::F sum[kFloatSums];
+  unroll<kFloatSums>([&](auto i) RILLM_INLINE { sum[i] = Simd::zero(); });
+  for (int64_t step = 0; step < kSteps; ++step) {
+    unroll<kFloatSums>([&](auto i) RILLM_INLINE { sum[i] = Simd::fma(a, a, sum[i]); });
+  }
+  float out[Simd::kLanes];
+  unroll<kFloatSums>([&](auto i) RILLM_INLINE { sum[0] = Simd::add(sum[0], sum[i]); });
+  Simd::store(out, sum[0]);
+  asm volatile("" ::"r"(out) : "memory");
+}
+
+double rate(ThreadTeam& team, void (*multiply)(), int64_t macs) {
+  double best = 0;
+  std::vector<int64_t> counts(static_cast<size_t>(team.num_threads()) * 8);  // a line each
+  for (int run = 0; run < kRuns; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto elapsed = [&] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    };
+    team.parallel([&](int thread) {
+      int64_t& count = counts[static_cast<size_t>(thread) * 8];
+      for (count = 0; elapsed() < kSeconds; ++count) multiply();
+    });
+    const double seconds = elapsed();
+    int64_t total = 0;
+    for (const int64_t count : counts) total += count;
+    best = std::max(best, static_cast<double>(total * macs) / seconds);
+  }
+  return best;
+}
+
+}  // namespace
+
+MultiplyPeak measure_multiply_peak(ThreadTeam& team) {
+  return {rate(team, multiply_int8, kSteps * kSums * kMacs),
+          rate(team, multiply_float, kSteps * 10 * Simd::kLanes)};
+}
+
+}  // namespace rillm
