@@ -64,7 +64,7 @@ def test_facts_of_a_board():
         ({"has_venv": False}, "python3-venv"),
         ({"has_sha256sum": False}, "coreutils"),
         ({"has_systemd": False}, "leave out --service"),
-        ({"disk": 6 * GIB}, "6.3 GiB are to be written"),
+        ({"disk": 6 * GIB}, "6.30 GiB are to be written"),
         ({"memory": 4 * GIB}, "use a smaller quantisation"),
     ],
 )
@@ -78,7 +78,7 @@ def test_what_a_board_lacks_is_said_before_anything_is_copied(change, message):
 def test_memory_that_is_taken_now_is_a_warning():
     facts = replace(FACTS, available=2 * GIB)
     (warning,) = check_board(facts, model_bytes=5 * GIB, to_copy=0, service=True)
-    assert "only 2.0 GiB are available" in warning
+    assert "only 2.00 GiB are available" in warning
 
 
 def test_a_c_library_older_than_the_wheels_is_a_warning():

@@ -284,7 +284,7 @@ def test_weights_that_do_not_fit_are_refused(
     models: dict[GGMLType, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "available_memory", lambda: 1 << 20)
-    with pytest.raises(RillmError, match=r"only 1\.0 MiB are available: use a smaller"):
+    with pytest.raises(RillmError, match=r"only 1\.00 MiB are available: use a smaller"):
         LLM(models[GGMLType.F16])
     LLM(models[GGMLType.F16], num_threads=1, cache_memory=1 << 20).close()
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 from rillm.chat_template import ChatTemplate
+from rillm.closing import Closing
 from rillm.engine.config import EngineConfig
 from rillm.engine.engine_thread import EngineThread
 from rillm.engine.loading import LoadedEngine, load_engine
@@ -46,7 +46,7 @@ class Completion:
     probs: list[TokenProbs]  # one a token, where SamplingParams.n_probs > 0
 
 
-class LLM:
+class LLM(Closing):
     """A model in memory. Threads may share it; requests made at the same time are batched.
 
         with LLM("glm-4-9b-chat.Q4_K_M.gguf") as llm:
@@ -257,17 +257,6 @@ class LLM:
     def close(self) -> None:
         """Ends what runs and frees the model. Closing twice is fine."""
         self._free()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # ---- plumbing ------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rillm.closing import Closing
 from rillm.errors import RillmError
 from rillm.gguf import GGMLType, GGUFReader, GGUFWriter
 
@@ -104,7 +105,7 @@ class LogitsWriter:
         self._writer.__exit__(kind, error, trace)
 
 
-class BaseLogits:
+class BaseLogits(Closing):
     """The base of a comparison. Raises LogitsFileError where it is of another text or model."""
 
     def __init__(
@@ -122,10 +123,8 @@ class BaseLogits:
         info = self._reader.tensors[f"window.{number}.log_probs"]
         return np.frombuffer(info.data, _DTYPES[info.type]).reshape(info.shape)
 
-    def __enter__(self) -> BaseLogits:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Closes the file."""
         self._reader.close()
 
     def _check(self, path: str, windows: Sequence[Window], vocab_size: int) -> None:

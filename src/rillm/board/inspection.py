@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rillm.errors import RillmError
+from rillm.units import format_bytes
 
 # Prints NAME=VALUE lines. df may meet a folder that is not there yet: the home is.
 INSPECT = r"""
@@ -108,19 +109,19 @@ def check_board(facts: BoardFacts, *, model_bytes: int, to_copy: int, service: b
         raise RillmError("the board does not run systemd: leave out --service")
     if facts.disk < to_copy + _OTHER_DISK:
         raise RillmError(
-            f"{_gib(to_copy + _OTHER_DISK)} are to be written, but {facts.home} has "
-            f"{_gib(facts.disk)} left: free some, or use a smaller quantisation"
+            f"{format_bytes(to_copy + _OTHER_DISK)} are to be written, but {facts.home} has "
+            f"{format_bytes(facts.disk)} left: free some, or use a smaller quantisation"
         )
     if facts.memory < model_bytes:
         raise RillmError(
-            f"the model takes {_gib(model_bytes)} of memory, the board has {_gib(facts.memory)}: "
-            "use a smaller quantisation"
+            f"the model takes {format_bytes(model_bytes)} of memory, the board has "
+            f"{format_bytes(facts.memory)}: use a smaller quantisation"
         )
     warnings = []
     if facts.available < model_bytes:
         warnings.append(
-            f"the model takes {_gib(model_bytes)} of memory, only {_gib(facts.available)} are "
-            "available now: end other programs on the board"
+            f"the model takes {format_bytes(model_bytes)} of memory, only "
+            f"{format_bytes(facts.available)} are available now: end other programs on the board"
         )
     if facts.machine == "riscv64" and facts.glibc < _RISCV_WHEELS_GLIBC:
         warnings.append(
@@ -138,7 +139,3 @@ def _version(text: str) -> tuple[int, int]:
 
 def _text(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 30):.1f} GiB"

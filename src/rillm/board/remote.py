@@ -9,9 +9,8 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from rillm.closing import Closing
 from rillm.errors import RillmError
 
 _CHUNK = 1 << 20
@@ -22,7 +21,7 @@ class RemoteError(RillmError):
     """ssh failed, or a command on the board did."""
 
 
-class Remote:
+class Remote(Closing):
     """One host. All commands share one ssh connection, so a password is asked for once."""
 
     def __init__(self, host: str, ssh: Sequence[str] = ("ssh",)) -> None:
@@ -32,17 +31,6 @@ class Remote:
         self._folder = tempfile.TemporaryDirectory(prefix="rillm-ssh-")
         control = f"ControlPath={self._folder.name}/%C"
         self._ssh = [*ssh, "-o", "ControlMaster=auto", "-o", control, "-o", "ControlPersist=60"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the connection."""

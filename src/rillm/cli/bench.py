@@ -26,11 +26,12 @@ from rich.table import Table
 
 from rillm.bench import BenchResult, BenchTest, run_benchmarks
 from rillm.cli import options
-from rillm.cli.console import human_bytes, progress_bar, stderr, stdout
+from rillm.cli.console import progress_bar, stderr, stdout
 from rillm.core import load_core
 from rillm.engine.config import CACHE_TYPES
 from rillm.gguf import GGMLType
 from rillm.roofline_plot import SUFFIXES, write_plot
+from rillm.units import format_bytes
 
 
 def bench(
@@ -159,7 +160,7 @@ def _numbers(option: str, text: str, least: int = 0) -> list[int]:
 def _print_table(results: list[BenchResult]) -> None:
     first = results[0]
     stderr.print(
-        f"{first.model}, {human_bytes(first.weight_bytes)} of weights a token; {first.cpu}, "
+        f"{first.model}, {format_bytes(first.weight_bytes)} of weights a token; {first.cpu}, "
         f"{first.variant}" + (f"; BLAS {first.blas}" if first.blas != "off" else ""),
         markup=False,
     )

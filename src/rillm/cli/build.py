@@ -19,7 +19,8 @@ from typing import Annotated
 
 import typer
 
-from rillm.cli.console import human_bytes, stderr, stdout
+from rillm.cli.console import stderr, stdout
+from rillm.units import format_bytes
 
 
 def build(
@@ -52,7 +53,7 @@ def build(
         say=lambda line: stderr.print(line, markup=False),
     )
     stdout.print(
-        f"{result.wheel}: {human_bytes(result.wheel.stat().st_size)}, {result.target}, "
+        f"{result.wheel}: {format_bytes(result.wheel.stat().st_size)}, {result.target}, "
         f"variants {', '.join(result.variants)}; needs glibc {result.glibc[0]}.{result.glibc[1]} "
         "and Python 3.11, or newer",
         markup=False,

@@ -62,12 +62,3 @@ def stage_bars() -> Iterator[Callable[[str, str, int, int], None]]:
             progress.update(tasks[stage], description=title, completed=done, total=total)
 
         yield show
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1024
-    raise AssertionError("the last unit takes everything")

@@ -17,7 +17,8 @@ from typing import Annotated
 import typer
 
 from rillm.cli import options
-from rillm.cli.console import human_bytes, progress_bar, stdout
+from rillm.cli.console import progress_bar, stdout
+from rillm.units import format_bytes
 
 
 def convert(
@@ -41,6 +42,6 @@ def convert(
         )
     stdout.print(
         f"{result.path}: {result.architecture}, {result.num_tensors} tensors, "
-        f"{result.num_weights / 1e6:.1f} M weights, {human_bytes(result.file_size)}",
+        f"{result.num_weights / 1e6:.1f} M weights, {format_bytes(result.file_size)}",
         markup=False,
     )

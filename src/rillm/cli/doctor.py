@@ -19,7 +19,8 @@ import typer
 
 from rillm.board.doctor import Report, examine
 from rillm.board.machine import format_cpu_list
-from rillm.cli.console import human_bytes, stderr, stdout
+from rillm.cli.console import stderr, stdout
+from rillm.units import format_bytes
 
 
 def doctor(
@@ -77,14 +78,14 @@ def _lines(report: Report) -> list[tuple[str, str]]:
             rows.append(
                 (
                     f"node {node.number}",
-                    f"CPUs {format_cpu_list(node.cpus)}, {human_bytes(node.memory)}",
+                    f"CPUs {format_cpu_list(node.cpus)}, {format_bytes(node.memory)}",
                 )
             )
-    swap = f"swap {human_bytes(machine.swap_used)} of {human_bytes(machine.swap)} used"
+    swap = f"swap {format_bytes(machine.swap_used)} of {format_bytes(machine.swap)} used"
     rows.append(
         (
             "memory",
-            f"{human_bytes(report.available)} available of {human_bytes(machine.memory)}, "
+            f"{format_bytes(report.available)} available of {format_bytes(machine.memory)}, "
             f"{swap if machine.swap else 'no swap'}, "
             f"huge pages {machine.huge_pages or 'unknown'}",
         )
@@ -102,14 +103,14 @@ def _lines(report: Report) -> list[tuple[str, str]]:
         )
         rows.append(("bandwidth", f"GB/s read by threads: {', '.join(speeds)}"))
     speed = "" if report.disk is None else f", {report.disk / 1e6:.0f} MB/s from the model's file"
-    rows.append(("disk", f"{human_bytes(report.disk_free)} free{speed}"))
+    rows.append(("disk", f"{format_bytes(report.disk_free)} free{speed}"))
     rows.append(("threads", f"-t {report.num_threads}: {report.num_threads_reason}"))
     if (advice := report.advice) is not None:
         size = advice.model
         rows.append(
             (
                 "model",
-                f"{size.name} in {size.quantization}, {human_bytes(size.total)}: {advice.reason}",
+                f"{size.name} in {size.quantization}, {format_bytes(size.total)}: {advice.reason}",
             )
         )
         if advice.fits:
@@ -119,7 +120,7 @@ def _lines(report: Report) -> list[tuple[str, str]]:
                 (
                     "decode",
                     f"at most {advice.decode:.1f} tokens/s (estimate: read bandwidth / "
-                    f"{human_bytes(size.per_token)} a token)",
+                    f"{format_bytes(size.per_token)} a token)",
                 )
             )
     return rows

@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rillm.cli.console import human_bytes, stdout
+from rillm.cli.console import stdout
 from rillm.errors import RillmError
 from rillm.gguf import GGUFReader
 from rillm.inspection import (
@@ -32,6 +32,7 @@ from rillm.inspection import (
     weight_totals,
 )
 from rillm.known_faults import Fault, find_faults
+from rillm.units import format_bytes
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -83,15 +84,15 @@ def _print_file(reader: GGUFReader, list_tensors: bool, ctx_size: int) -> None:
         listing.add_column("size", justify="right")
         for tensor in reader.tensors.values():
             shape = " x ".join(map(str, tensor.shape))
-            listing.add_row(tensor.name, shape, tensor.type.name, human_bytes(tensor.nbytes))
+            listing.add_row(tensor.name, shape, tensor.type.name, format_bytes(tensor.nbytes))
         stdout.print(listing, markup=False)
     try:
         for plan in memory_plans(reader, ctx_size or None):
             stdout.print(
                 f"memory with a context of {plan.context} tokens, {plan.cache_type} cache: "
-                f"{human_bytes(plan.total)} = weights {human_bytes(plan.weights)} + embedding "
-                f"{human_bytes(plan.embedding)} + KV {human_bytes(plan.kv_cache)} + buffers about "
-                f"{human_bytes(plan.buffers)}"
+                f"{format_bytes(plan.total)} = weights {format_bytes(plan.weights)} + embedding "
+                f"{format_bytes(plan.embedding)} + KV {format_bytes(plan.kv_cache)} + buffers "
+                f"about {format_bytes(plan.buffers)}"
             )
         source, text = rendered_example(reader)
         stdout.print(f"chat template ({source}), an example:")
@@ -105,7 +106,7 @@ def _headline(reader: GGUFReader) -> str:
     types = ", ".join(f"{count} {name}" for name, count in totals.types.items())
     parts = f", {len(reader.files)} files" if len(reader.files) > 1 else ""
     return (
-        f"{reader.files[0].name}: GGUF v{reader.version}{parts}, {human_bytes(reader.file_size)}, "
+        f"{reader.files[0].name}: GGUF v{reader.version}{parts}, {format_bytes(reader.file_size)}, "
         f"{totals.num_weights / 1e9:.3f} G weights in {len(reader.tensors)} tensors ({types}), "
         f"{totals.bits_per_weight:.2f} bits per weight"
     )

@@ -19,8 +19,9 @@ import typer
 
 from rillm.cli import options
 from rillm.cli.bars import StageBars
-from rillm.cli.console import human_bytes, stderr, stdout
+from rillm.cli.console import stderr, stdout
 from rillm.cli.quantize import tensor_type_pair
+from rillm.units import format_bytes
 
 
 def prepare(
@@ -83,6 +84,6 @@ def prepare(
         )
     stdout.print(
         f"{result.path}: {result.plan.mix.name}, {len(result.plan.tensors)} tensors, "
-        f"{result.plan.bits_per_weight:.2f} bits per weight, {human_bytes(result.file_size)}",
+        f"{result.plan.bits_per_weight:.2f} bits per weight, {format_bytes(result.file_size)}",
         markup=False,
     )

@@ -19,7 +19,8 @@ from typing import Annotated
 import typer
 
 from rillm.cli.bars import StageBars
-from rillm.cli.console import human_bytes, stdout
+from rillm.cli.console import stdout
+from rillm.units import format_bytes
 
 
 def pull(
@@ -56,6 +57,6 @@ def pull(
     where = result.paths[0] if len(result.paths) == 1 else result.directory
     stdout.print(
         f"{where}: {len(result.paths)} file{'s' if len(result.paths) != 1 else ''}, "
-        f"{human_bytes(result.num_bytes)} ({result.num_fetched} new), revision {result.revision}",
+        f"{format_bytes(result.num_bytes)} ({result.num_fetched} new), revision {result.revision}",
         markup=False,
     )

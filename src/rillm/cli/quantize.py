@@ -20,7 +20,8 @@ from typing import Annotated
 import typer
 
 from rillm.cli import options
-from rillm.cli.console import human_bytes, progress_bar, stdout
+from rillm.cli.console import progress_bar, stdout
+from rillm.units import format_bytes
 
 
 def quantize(
@@ -82,7 +83,7 @@ def quantize(
         for tensor in plan.tensors:
             stdout.print(
                 f"{tensor.name:32} {tensor.shape!s:18} {tensor.source_type.name:>6} -> "
-                f"{tensor.type.name:7} {human_bytes(tensor.num_bytes):>12}",
+                f"{tensor.type.name:7} {format_bytes(tensor.num_bytes):>12}",
                 markup=False,
             )
         _summary(plan)
@@ -104,7 +105,7 @@ def quantize(
             num_threads=threads,
             progress=progress,
         )
-    stdout.print(f"{result.path}: {human_bytes(result.file_size)}", markup=False)
+    stdout.print(f"{result.path}: {format_bytes(result.file_size)}", markup=False)
     _summary(result.plan)
 
 
@@ -130,8 +131,8 @@ def _summary(plan: object) -> None:
     types = Counter(tensor.type.name for tensor in plan.tensors)
     counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
     stdout.print(
-        f"{len(plan.tensors)} tensors ({counts}), {human_bytes(plan.source_bytes)} -> "
-        f"{human_bytes(plan.num_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
+        f"{len(plan.tensors)} tensors ({counts}), {format_bytes(plan.source_bytes)} -> "
+        f"{format_bytes(plan.num_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
     )
     if plan.fallbacks:
         stdout.print(

@@ -12,9 +12,9 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from rillm.closing import Closing
 from rillm.core import abi
 from rillm.core.batch import Batch
 from rillm.core.loader import CoreError, choose_variant
@@ -201,7 +201,7 @@ class Core:
                 request.struct = row
 
 
-class _Handle:
+class _Handle(Closing):
     """Owns one handle of the ABI."""
 
     _destroy: str
@@ -227,17 +227,6 @@ class _Handle:
         handle, self._handle = self._handle, None
         if handle is not None:
             self.core.query(self._destroy, handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:

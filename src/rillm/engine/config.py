@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rillm.core import BLAS_CHOICES
 from rillm.errors import RillmError
+from rillm.units import format_bytes
 
 CACHE_TYPES = ("f16", "q8_0")
 
@@ -122,10 +123,3 @@ def plan_cache(
     # Without an explicit budget there is no use for more than every sequence at full length.
     wanted = needed * config.max_num_seqs if config.cache_memory is None else affordable
     return CachePlan(context, min(affordable, wanted), size, block_bytes)
-
-
-def format_bytes(num_bytes: int) -> str:
-    """For people: MiB or GiB."""
-    if num_bytes < 1 << 30:
-        return f"{num_bytes / (1 << 20):.1f} MiB"
-    return f"{num_bytes / (1 << 30):.2f} GiB"

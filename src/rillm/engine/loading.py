@@ -7,23 +7,23 @@ from array import array
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rillm.chat_template import ChatTemplate
+from rillm.closing import Closing
 from rillm.core import Batch, Core, ThreadTeam, load_core
-from rillm.engine.config import CacheMemoryError, CachePlan, EngineConfig, format_bytes, plan_cache
+from rillm.engine.config import CacheMemoryError, CachePlan, EngineConfig, plan_cache
 from rillm.engine.engine import Engine
 from rillm.engine.machine import available_memory, start_team
 from rillm.gguf import GGMLType, GGUFReader
 from rillm.models import LoadedModel, load_model, read_model_config
 from rillm.nn import ModelConfig
 from rillm.tokenizer import Tokenizer
+from rillm.units import format_bytes
 
 _CACHE_TYPES: Mapping[str, GGMLType] = {"f16": GGMLType.F16, "q8_0": GGMLType.Q8_0}
 
 
-class LoadedEngine:
+class LoadedEngine(Closing):
     """An engine, and what it was made of. `close` (or leaving the context) frees all of it."""
 
     def __init__(
@@ -68,17 +68,6 @@ class LoadedEngine:
         self.model.close()
         self.team.close()
         self.reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load_engine(

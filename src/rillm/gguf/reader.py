@@ -9,9 +9,9 @@ import stat
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
+from rillm.closing import Closing
 from rillm.gguf.header import Header, TensorRecord, parse_header
 from rillm.gguf.types import Encoded, GGMLType, GGUFError, Metadata, ValueType, quote
 
@@ -76,7 +76,7 @@ class TensorInfo:
             self._buffer.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
-class GGUFReader:
+class GGUFReader(Closing):
     """An open GGUF file; `path` may be any part of a split one (`-00001-of-0000N.gguf`).
 
     Everything is checked on opening, so no view can lie outside its file; GGUFError says in one
@@ -144,17 +144,6 @@ class GGUFReader:
             except BufferError:
                 continue
         self._mappings = []
-
-    def __enter__(self) -> GGUFReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _follow_split(self) -> None:
         """Opens the other parts if the opened file says that it is one of several."""

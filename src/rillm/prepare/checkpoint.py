@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rillm.closing import Closing
 from rillm.prepare.errors import PrepareError
 
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors package
@@ -41,7 +42,7 @@ class StoredTensor:
     offset: int  # in the shard, bytes
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """The configuration and tensors of a checkpoint directory.
 
     Raises PrepareError where the directory is no complete safetensors checkpoint. Safe to read
@@ -62,12 +63,6 @@ class Checkpoint:
                 self.tensors[name] = tensor
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the shards."""
