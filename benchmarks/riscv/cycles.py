@@ -63,7 +63,7 @@ def hot_loop(function: Function) -> list[str]:
     loops = []
     for end, (_, text) in enumerate(function.code):
         words = text.replace(",", " ").split()
-        if words[0].startswith("b") and re.fullmatch("0x[0-9a-f]+", words[-1]):
+        if words[0][0] in "bj" and re.fullmatch("0x[0-9a-f]+", words[-1]):
             target = int(words[-1], 16)
             if target in addresses and addresses.index(target) <= end:
                 loops.append([text for _, text in function.code[addresses.index(target) : end]])
@@ -112,7 +112,7 @@ class Mca:
         """Cycles of one turn of the loop when it runs again and again."""
         run = subprocess.run(
             [*self._mca, "-mtriple=riscv64", f"-mcpu={core}", "-mattr=+v,+zvfhmin,+zicbop",
-             "-iterations=20", "--skip-unsupported-instructions=lack-sched", "--json", "-"],
+             "-iterations=20", "-skip-unsupported-instructions=any", "--json", "-"],
             input="\n".join(code), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if run.returncode != 0:

@@ -13,6 +13,7 @@ divided by the tokens in between, so that loading cancels out.
               (--target-list=riscv64-linux-user). Distributions' static ones have none.
 --qemu-source folder of its qemu-plugin.h (include/qemu in QEMU's sources)
 --root        a riscv64 root with python3 (no packages needed)
+--models      a folder that keeps the models from one run to the next (optional)
 --llama-root  a riscv64 root with llama-bench (optional)
 The model has 2 layers, 57.7 M multiply-adds a decode token, 33.6 M of them in the output head.
 Every figure is appended to benchmarks/results/riscv.jsonl.
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--llama-root", type=Path)
     parser.add_argument("--llama-name", default="llama.cpp")
+    parser.add_argument("--models", type=Path, help="folder that keeps the models")
     parser.add_argument("--formats", default="Q4_0,Q4_K,Q5_0,Q5_K,Q6_K,Q8_0,Q2_K,Q3_K,IQ4_NL")
     parser.add_argument("--vlens", default="128,256,512,1024")
     parser.add_argument("--prompt", type=int, default=64)
@@ -169,8 +171,10 @@ def main() -> None:
         print("|---|---|---|---|---|---|")
         RESULTS.parent.mkdir(exist_ok=True)
         for form in arguments.formats.split(","):
-            path = folder / f"{form}.gguf"
-            dummy.write_dummy("glm-4-small", MIXES.get(form, form), path, load_core(), pure=True)
+            path = (arguments.models or folder) / f"{form}.gguf"
+            if not path.exists():
+                mix = MIXES.get(form, form)
+                dummy.write_dummy("glm-4-small", mix, path, load_core(), pure=True)
             for vlen in map(int, arguments.vlens.split(",")):
                 for phase, tokens in (("decode", 1), ("prefill", arguments.prompt)):
                     found = measure(emulator, arguments, path, vlen, tokens)
@@ -190,7 +194,8 @@ def main() -> None:
                         f"| {mine / peer:.3f} |",
                         flush=True,
                     )
-            path.unlink()
+            if arguments.models is None:
+                path.unlink()
 
 
 if __name__ == "__main__":

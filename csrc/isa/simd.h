@@ -46,10 +46,12 @@
 //     dot_block<kMaxCode, n>(I (&sum)[tokens][tiles], const W* [n][tiles][kParts], const int8_t* x,
 //        stride of x): the same sums as dot; tokens = kBlockTokens<kMaxCode, n>
 //   a column at a time (ops/column_kernel.h), where RILLM_COLUMN_TILES is defined:
-//     S, T     kRows int16 sums (they wrap) / int32 sums
-//     sset1 sadd madd<is_signed, column>(S, int8_t x, W) product<column>(x, W): int8 codes * x
-//     widen(S, int)->T widen_add(S, S)->T tadd(T, S) tadd(T, int) to_float(S)->F to_float(T)->F
-//     wstore(bytes, W)
+//     S, T     kRows int16 sums (they wrap) / int32 sums, in kHalves groups
+//     sset1 sadd madd<column>(S, int8_t x, W) product<column>(x, W): codes below 128 or int8
+//     widen(S)->T tadd(T, S) tproduct(S, S)->T tmadd(T, S, S); to_int16(I)->S
+//     P        one of the kParts parts of an F: pmul pfma(P, float, P) pfnma(a,b,c) = c - a*b
+//     to_float<part>(S or T) sum_to_float<part>(S, S) products_to_float<part>(S, int, S, int)
+//     wstore(bytes, W) wsub(W, code)
 //
 // load/store take any alignment. Arithmetic is IEEE float32 and the same in every lane, so which
 // lane or tile a row is in never changes its bits. fma is fused where the ISA has it.

@@ -176,7 +176,8 @@ struct QuantizedKernel {
       const bool is_at_0 = centred || kCentre == 0;
       sums[token] = Tile::sset1(is_at_0 ? 0 : -kCentre * x.sum(token, first, kRun));
     });
-    Tile::template add_columns<first, kRun, kStrip>(sums, x.q, unit);
+    using Blocks = std::enable_if_t<(n > 0), Tile>;  // dependent: other tiles have no such name
+    Blocks::template add_columns<first, kRun, kStrip>(sums, x.q, unit);
   }
   template <int n, bool centred, int first, class Unit>
   RILLM_INLINE static void sum_run(const Activations& x, Unit&& unit, Tile::S (&sums)[n]) {
@@ -234,7 +235,8 @@ struct QuantizedKernel {
   template <int n, class Unit>
     requires(Tile::kColumnBlocks)
   RILLM_INLINE static void sum_pairs(const Activations& x, Unit&& unit, Tile::T (&sums)[n]) {
-    Tile::template add_pairs<kStrip>(sums, x.q, unit);
+    using Blocks = std::enable_if_t<(n > 0), Tile>;  // as above
+    Blocks::template add_pairs<kStrip>(sums, x.q, unit);
   }
   template <int n, class Unit>
   RILLM_INLINE static void sum_pairs(const Activations& x, Unit&& unit, Tile::T (&sums)[n]) {

@@ -104,10 +104,9 @@ int32_t add_linear(Program& program, const Tensor& w, const Tensor* bias) {
   return y;
 }
 
-// Rows that fill no tile, tokens that make groups of 16, 4 and 1; outliers and a row of zeros.
-void check_linear(const CoreFormat& format) {
-  const int64_t rows = 133, cols = 512;
-  const int32_t num_tokens = 21;
+// Rows that fill no tile; 31 tokens make a group of every size; outliers and a row of zeros.
+void check_linear(const CoreFormat& format, int64_t rows, int32_t num_tokens) {
+  const int64_t cols = 512;
   std::vector<float> x = random_floats(num_tokens * cols);
   for (int64_t i = 0; i < cols; ++i) x[3 * cols + i] = 0.0f;
   for (int64_t i = 0; i < cols; ++i) x[5 * cols + i] = i % 2 != 0 ? 1.0f : -1.0f;  // |q| = 127
@@ -145,7 +144,9 @@ void check_linear(const CoreFormat& format) {
     same &= std::memcmp(part.data(), got.data() + first * rows, 4 * part.size()) == 0;
   }
   // A float matmul adds products one by one, and one activation here is 1000 times the others.
-  report("linear " + std::string(format.name), got, want, is_quantized ? 2e-6 : 1e-5, same);
+  report("linear " + std::string(format.name) + " " + std::to_string(rows) + "x" +
+             std::to_string(num_tokens),
+         got, want, is_quantized ? 2e-6 : 1e-5, same);
 }
 
 void check_attention(const char* cache_type, int32_t num_heads, int32_t num_kv_heads,
@@ -322,7 +323,9 @@ int main(int argc, char** argv) {
   };
   CoreFormat format;
   for (int i = 0; core_format_at_(i, &format) == CORE_OK; ++i) {
-    if (wanted("linear") || wanted(format.name)) check_linear(format);
+    if (!wanted("linear") && !wanted(format.name)) continue;
+    check_linear(format, 133, 31);
+    check_linear(format, 33, 33);
   }
   if (wanted("attention")) {
     check_attention("F16", 16, 1, 64);  // as in GLM-4-9B 16 heads share one
