@@ -21,13 +21,15 @@
 //   kGroup   columns of a unit, the vector that codes are unpacked in
 //   kColumnMajor     a unit is stored column after column instead of row after row
 //   kByteShifts      wshl and wshr keep bits in their bytes (else: mask afterwards)
-//   kMaxTokens       tokens that a quantised matmul takes together (a power of two);
-//   kMaxFloatTokens  that a float matmul does
+//   kMaxTokens       tokens that a quantised matmul takes together (a power of two)
+//   kMaxFloatTokens  tokens that a float matmul takes together
 //   kRegisterTokens  tokens whose sums stay in registers (group_kernel.h); where kMaxTokens is
-//   more, block_kernel.h multiplies the larger groups kSumColumns      columns of which the sum of
-//   activations is kept (16 or 8) kByteOffset      added to int8 weights when they are unpacked
-//   (128 where dot wants unsigned ones) F        kRows float32: zero set1 load store sub mul fma
-//   load_half load_bfloat16 I kRows scale codes (integers of 8 bits or more):
+//                    more, block_kernel.h multiplies the larger groups
+//   kSumColumns      columns of which the sum of activations is kept (16 or 8)
+//   kByteOffset      added to int8 weights when they are unpacked (128 where dot wants unsigned
+//                    ones)
+//   F        kRows float32: zero set1 load store sub mul fma load_half load_bfloat16
+//   I        kRows scale codes (integers of 8 bits or more):
 //            iset1 isub iload_u8 iload_i8 iand(I,int) ior ishl<n> ishr<n> to_float(I)->F
 //   W        one unit, kRows * kGroup bytes of unsigned codes:
 //            wload wand(W,mask) wor wshl<n> wshr<n>
