@@ -9,8 +9,9 @@ import lab
 import pytest
 
 VLENS = (128, 256, 512, 1024)
-# `make test` has an older emulator and little time; `make test-riscv` runs every case.
-CASES = () if lab.HAS_BOARD else ("Q4_K", "Q6_K", "rows")
+# `make test` has an older emulator and little time; `make test-riscv` runs every case. (QEMU 7.2
+# stops at an assertion of its own, decode_save_opc, in the formats of two scales a strip.)
+CASES = () if lab.HAS_BOARD else ("Q4_K", "Q8_0", "rows")
 RVV = [row["name"] for row in lab.variants() if re.fullmatch(r"riscv_rvv\d+(_f16)?", row["name"])]
 
 pytestmark = [
