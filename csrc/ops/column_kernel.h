@@ -11,6 +11,7 @@
 // The integer sums are exact and what follows is the same, so both give the same bits.
 #pragma once
 
+#include <bit>
 #include <cstring>
 
 #include "ops/matmul_parts.h"
@@ -65,9 +66,10 @@ struct QuantizedKernel {
   static constexpr bool kIntegerScales = kSubs == 2;
   static constexpr bool kHasCodes = kFields.num_bytes > 0;
 
-  // Registers of a token's sums, and the tokens whose sums fill half of the 32.
+  // Registers of a token's sums, and the tokens whose sums fill half of the 32: a power of two,
+  // as the sizes of groups are.
   static constexpr int kSumRegisters = Tile::kParts * (kBytes || kIntegerScales ? 6 : 2 * kRuns);
-  static constexpr int kDotTokens = std::max(1, std::min(4, 20 / kSumRegisters));
+  static constexpr int kDotTokens = std::bit_floor(std::clamp(20u / kSumRegisters, 1u, 4u));
 
   // The scales of a block as they lie in memory; a sub-block's are unpacked when it comes to it.
   struct PackedScales : Reader {

@@ -117,6 +117,18 @@ struct Tile : RowTile {
     });
   }
 
+  template <int column>
+  RILLM_INLINE static S madd(S sum, int8_t x, W w) {
+    const int64_t vl = kHalfRows;
+    asm volatile("th.vsetvli zero,%[vl],e8,m2\n\t"
+        "th.vwmacc.vx %[a],%[x],%[w]\n\t"
+        "rillm_high \"th.vwmacc.vx %[b],%[x]\", %[w]\n\t"
+        : [a] "+vr"(sum.half[0]), [b] "+vr"(sum.half[1])
+        : [vl] "r"(vl), [x] "r"(int64_t{x}), [w] "vr"(w)
+        : "vl", "vtype");
+    return sum;
+  }
+
   // Halves of bytes as int16, and quarters of the rows as float.
   static S to_int16(I a) {
     S out;
