@@ -85,7 +85,8 @@ def test_vector_code_is_where_it_belongs() -> None:
     # vsetvli t0, x0 with vtype 0 and 8: those that probe.cpp guards.
     assert code["probe"] == [0x000072D7, 0x008072D7]
     # The compiler's unwinder reads vlenb for a frame whose size depends on it. We have none such.
-    reads = {name: [word for word in words if csr_of(word)] for name, words in code.items()}
-    assert {csr_of(word) for word in code["scalar"]} <= {VLENB}
-    assert len(reads["riscv_xthead"]) == len(reads["scalar"])
+    # (vl and vtype, which GCC saves around copies of registers, are there in 0.7.1.)
+    assert {csr_of(word) for word in code["scalar"]} <= {None, VLENB}
+    reads = {name: [csr_of(word) for word in words].count(VLENB) for name, words in code.items()}
+    assert reads["riscv_xthead"] == reads["scalar"]
     assert len(code["riscv_xthead"]) > 1000
