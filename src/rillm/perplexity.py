@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -290,7 +289,7 @@ def _score(
         is_scored = start >= predicting
         limit = num_rows if is_scored else min(_BATCH_TOKENS, predicting - start)
         stop = min(start + limit, len(ids) - 1)  # nothing follows the last token
-        model.run(_batch(ids, start, stop, is_scored))
+        model.run(Batch.alone(ids, start, stop, block_size=_BLOCK, wants_logits=is_scored))
         if is_scored:
             logits = np.empty((stop - start, vocab_size), np.float32)
             for row in range(stop - start):
@@ -306,18 +305,3 @@ def _score(
             scores.add(log_probs, targets, part)
             yield log_probs
         start = stop
-
-
-def _batch(ids: list[int], start: int, stop: int, wants_logits: bool) -> Batch:
-    """Tokens start..stop of a sequence that has the cache to itself."""
-    num_blocks = -(-stop // _BLOCK)
-    return Batch(
-        token_ids=array("i", ids[start:stop]),
-        positions=array("i", range(start, stop)),
-        slot_mapping=array("i", range(start, stop)),
-        cu_seqlens_q=array("i", [0, stop - start]),
-        context_lens=array("i", [stop]),
-        block_tables=array("i", range(num_blocks)),
-        max_blocks=num_blocks,
-        logits_rows=array("i", range(stop - start)) if wants_logits else array("i"),
-    )

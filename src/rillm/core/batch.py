@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from rillm.core import abi
 from rillm.core.loader import CoreError
@@ -26,6 +28,23 @@ class Batch:
     block_tables: array[int] = field(default_factory=lambda: array("i"))
     logits_rows: array[int] = field(default_factory=lambda: array("i"))
     max_blocks: int = 0
+
+    @classmethod
+    def alone(
+        cls, ids: Sequence[int], start: int, stop: int, *, block_size: int, wants_logits: bool
+    ) -> Self:
+        """Tokens start..stop of a sequence that has the cache to itself; logits of all or none."""
+        num_blocks = -(-stop // block_size)
+        return cls(
+            token_ids=array("i", ids[start:stop]),
+            positions=array("i", range(start, stop)),
+            slot_mapping=array("i", range(start, stop)),
+            cu_seqlens_q=array("i", [0, stop - start]),
+            context_lens=array("i", [stop]),
+            block_tables=array("i", range(num_blocks)),
+            max_blocks=num_blocks,
+            logits_rows=array("i", range(stop - start)) if wants_logits else array("i"),
+        )
 
     def to_core(self) -> abi.CoreBatch:
         """The batch as the C structure; it borrows the arrays."""

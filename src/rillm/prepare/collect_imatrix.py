@@ -150,19 +150,7 @@ def _run(
     """Runs a chunk, `size` tokens a step; yields each step's sums, which the next overwrites."""
     for start in range(0, len(ids), size):
         stop = min(start + size, len(ids))
-        num_blocks = -(-stop // _BLOCK)
-        model.run(
-            Batch(
-                token_ids=array("i", ids[start:stop]),
-                positions=array("i", range(start, stop)),
-                slot_mapping=array("i", range(start, stop)),
-                cu_seqlens_q=array("i", [0, stop - start]),
-                context_lens=array("i", [stop]),
-                block_tables=array("i", range(num_blocks)),
-                max_blocks=num_blocks,
-                logits_rows=array("i", range(stop - start)) if process_output else array("i"),
-            )
-        )
+        model.run(Batch.alone(ids, start, stop, block_size=_BLOCK, wants_logits=process_output))
         yield np.asarray(model.sums())
 
 
