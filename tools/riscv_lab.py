@@ -19,16 +19,16 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rillm.board.build import build_wheel
+from rillm.board.build import compile_core, pack_wheel
 from rillm.board.toolchains import find_zig
 from rillm.errors import RillmError
 
 SOURCE = Path(__file__).resolve().parents[1]
 LAB = SOURCE / "build/riscv"
+DRIVER = SOURCE / "tests/native/kernels.cpp"
 CROSS_LIBC = Path("/usr/riscv64-linux-gnu")  # Debian's libc6-riscv64-cross
 FAST = ("scalar", "riscv_rvv128", "riscv_rvv256")  # what QEMU 7.2 (Debian 12) can run
 SUITE = "trixie"
@@ -60,8 +60,11 @@ def main() -> int:
         root = root or extracted(
             LAB / "root", "riscv64", ["python3", "python3-pip", "libopenblas0"]
         )
-    wheel = built_wheel(FAST if fast else ())
-    kernels = kernels_of(wheel)
+    folder = LAB / ("fast" if fast else "all")
+    compile_kernels(folder, FAST if fast else ())
+    # Packed anew each time: it is the Python code that changes oftenest, and takes no compiler.
+    wheel, _ = pack_wheel("riscv64", folder / "lib", SOURCE, folder)
+    kernels = folder / "kernels"
     facts = {"qemu": qemu, "root": root, "kernels": str(kernels), "wheel": str(wheel)}
     (LAB / "lab.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -117,48 +120,34 @@ def install_mmdebstrap() -> None:
     subprocess.run(command, check=True)
 
 
-def built_wheel(variants: tuple[str, ...]) -> Path:
-    """A wheel for riscv64 made of this very source; empty `variants` are all."""
+def compile_kernels(folder: Path, variants: tuple[str, ...]) -> None:
+    """The libraries of this very source in folder/lib, and with the test driver in folder/kernels.
+
+    Empty `variants` are all.
+    """
     digest = hashlib.sha256(" ".join(variants).encode())
     for path in sources():
         digest.update(path.relative_to(SOURCE).as_posix().encode() + path.read_bytes())
-    folder = LAB / ("fast" if variants else "all")
     mark = folder / "source.sha256"
-    if not mark.is_file() or mark.read_text() != digest.hexdigest():
-        shutil.rmtree(folder, ignore_errors=True)
-        build_wheel("riscv64", variants=variants, out=folder, source=SOURCE, say=say)
-        mark.write_text(digest.hexdigest())
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    if mark.is_file() and mark.read_text() == digest.hexdigest():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    compile_core("riscv64", folder / "lib", SOURCE, variants=variants, say=say)
+    kernels = folder / "kernels"
+    shutil.copytree(folder / "lib", kernels)
+    compiler = [sys.executable, SOURCE / "src/rillm/board/zig_cxx.py"]
+    subprocess.run(
+        [*compiler, "-std=c++20", "-O2", "-I", SOURCE / "csrc", DRIVER, "-o", kernels / "kernels"],
+        check=True, env=os.environ | {"RILLM_ZIG": find_zig(say)},
+    )  # fmt: skip
+    mark.write_text(digest.hexdigest())
 
 
 def sources() -> Iterator[Path]:
-    yield from (SOURCE / "CMakeLists.txt", SOURCE / "pyproject.toml", SOURCE / "README.md")
-    for folder in ("csrc", "src/rillm"):
-        for path in sorted((SOURCE / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.parent.name != "lib":
-                yield path
-
-
-def kernels_of(wheel: Path) -> Path:
-    """The wheel's libraries, and beside them the test driver."""
-    folder = wheel.parent / "kernels"
-    folder.mkdir(exist_ok=True)
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if name.startswith("rillm/core/lib/"):
-                (folder / Path(name).name).write_bytes(archive.read(name))
-    driver = SOURCE / "tests/native/kernels.cpp"
-    if (folder / "kernels").is_file() and driver.stat().st_mtime < (
-        folder / "kernels"
-    ).stat().st_mtime:
-        return folder
-    compiler = [sys.executable, SOURCE / "src/rillm/board/zig_cxx.py"]
-    subprocess.run(
-        [*compiler, "-std=c++20", "-O2", "-I", SOURCE / "csrc", driver, "-o", folder / "kernels"],
-        check=True, env=os.environ | {"RILLM_ZIG": find_zig(say)},
-    )  # fmt: skip
-    return folder
+    yield SOURCE / "CMakeLists.txt"
+    for folder in (SOURCE / "csrc", DRIVER.parent):
+        yield from (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,15 @@ from rillm.errors import RillmError
 # What PEP 600 promises of any Linux; everything else has to be inside our libraries.
 _PROMISED = re.compile(r"lib(c|m|dl|rt|pthread)\.so\.\d+|ld-linux[\w-]*\.so\.\d+|linux-vdso\.so\.1")
 _OLDEST_GLIBC = (2, 17)  # the first that PEP 600 has a tag for
+
+
+@dataclass(frozen=True)
+class CompiledCore:
+    """What compile_core made."""
+
+    toolchain: str
+    variants: tuple[str, ...]
+    left_out: dict[str, str]  # variant -> why
 
 
 @dataclass(frozen=True)
@@ -66,16 +76,40 @@ def build_wheel(
     variants: names to build; empty for all that the compiler can. `say` gets lines for people.
     Errors: RillmError naming the compiler's first complaint.
     """
+    folder = find_source(source)
+    with tempfile.TemporaryDirectory(prefix="rillm-build-") as text:
+        libraries = Path(text) / "lib"
+        core = compile_core(
+            target, libraries, folder,
+            variants=variants, toolchain=toolchain, jobs=jobs, say=say,
+        )  # fmt: skip
+        wheel, glibc = pack_wheel(target, libraries, folder, out or folder / "dist")
+    return BuildResult(wheel, target, core.toolchain, core.variants, core.left_out, glibc)
+
+
+def compile_core(
+    target: str,
+    out: Path,
+    source: Path,
+    *,
+    variants: Sequence[str] = (),
+    toolchain: str = "zig",
+    jobs: int | None = None,
+    say: Say = lambda line: None,
+) -> CompiledCore:
+    """Compiles the variants of `source` for `target`; `out` gets libraries and variants.jsonl.
+
+    Arguments and errors are build_wheel's.
+    """
     if target not in TARGETS:
         raise RillmError(f"--target {target}: must be one of {', '.join(TARGETS)}")
-    folder = find_source(source)
     with tempfile.TemporaryDirectory(prefix="rillm-build-") as text:
         work = Path(text)
         tools = find_toolchain(toolchain, target, work, say)
         cmake, ninja = find_program("cmake", say), find_program("ninja", say)
-        flags = f"-ffile-prefix-map={folder}=rillm -ffile-prefix-map={work}=build"
+        flags = f"-ffile-prefix-map={source}=rillm -ffile-prefix-map={work}=build"
         configure = [
-            cmake, "-S", str(folder), "-B", str(work / "build"), "-G", "Ninja",
+            cmake, "-S", str(source), "-B", str(work / "build"), "-G", "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DCMAKE_SYSTEM_NAME=Linux",
@@ -103,11 +137,20 @@ def build_wheel(
         say(f"compiling for {target} with {tools.version}: {', '.join(built)}")
         _run([cmake, "--build", str(work / "build"), "-j", str(jobs or _num_jobs())])
         _run([cmake, "--install", str(work / "build")])
-        libraries = _only_folder_with(work / "stage", "variants.jsonl")
-        glibc = _check_libraries(libraries, target)
-        tag = f"manylinux_{glibc[0]}_{glibc[1]}_{target}"
-        wheel = write_wheel(folder, libraries, tag, out or folder / "dist")
-    return BuildResult(wheel, target, tools.version, built, left_out, glibc)
+        shutil.copytree(_only_folder_with(work / "stage", "variants.jsonl"), out)
+    return CompiledCore(tools.version, built, left_out)
+
+
+def pack_wheel(
+    target: str, libraries: Path, source: Path, out: Path
+) -> tuple[Path, tuple[int, int]]:
+    """Writes the wheel of compile_core's libraries; returns it and the oldest glibc that it needs.
+
+    Errors: RillmError naming the library that is not what a wheel may carry.
+    """
+    glibc = _check_libraries(libraries, target)
+    tag = f"manylinux_{glibc[0]}_{glibc[1]}_{target}"
+    return write_wheel(source, libraries, tag, out), glibc
 
 
 def _variants_in(folder: Path) -> tuple[str, ...]:
