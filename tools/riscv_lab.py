@@ -1,12 +1,12 @@
 """Sets up what the RISC-V tests need without a board, once, in build/riscv.
 
-    python tools/riscv_lab.py           an emulator, a Debian root with Python, all kernels
+    python tools/riscv_lab.py           two emulators, a Debian root with Python, all kernels
     python tools/riscv_lab.py --fast    with the emulator and C library that are installed, if any:
                                         two vector lengths, and a message where there is no emulator
 
-Needs a Debian with mmdebstrap (as root it is installed here); the compiler is zig, from PyPI. What
-the tests then use is written to build/riscv/lab.json; RILLM_QEMU and RILLM_RISCV_ROOT name an
-emulator and a root of your own.
+Needs a Debian with mmdebstrap (as root it is installed here). The compilers are zig, from PyPI,
+and for XTheadVector GCC 15, from Debian. What the tests then use is written to
+build/riscv/lab.json; RILLM_QEMU and RILLM_RISCV_ROOT name an emulator and a root of your own.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ DRIVER = SOURCE / "tests/native/kernels.cpp"
 CROSS_LIBC = Path("/usr/riscv64-linux-gnu")  # Debian's libc6-riscv64-cross
 FAST = ("scalar", "riscv_rvv128", "riscv_rvv256")  # what QEMU 7.2 (Debian 12) can run
 SUITE = "trixie"
+XTHEAD_SUITE = "forky"  # the first Debian with GCC 15
+OLD_SUITE = "bullseye"  # the last Debian whose emulator has RVV 0.7.1
 HALF_PRECISION = (8, 0)  # QEMU before it has no Zvfh
 EMULATORS = ("qemu-riscv64", "qemu-riscv64-static")
 
@@ -66,6 +68,8 @@ def main() -> int:
     wheel, _ = pack_wheel("riscv64", folder / "lib", SOURCE, folder)
     kernels = folder / "kernels"
     facts = {"qemu": qemu, "root": root, "kernels": str(kernels), "wheel": str(wheel)}
+    if not fast:
+        facts |= set_up_xthead()
     (LAB / "lab.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return 0
 
@@ -92,21 +96,23 @@ def version_of(qemu: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def extracted(folder: Path, architecture: str, packages: list[str]) -> str:
+def extracted(folder: Path, architecture: str, packages: list[str], suite: str = SUITE) -> str:
     """A folder with the packages' files and those that they depend on; nothing in it has run."""
     if not folder.is_dir():
         if shutil.which("mmdebstrap") is None:
             install_mmdebstrap()
-        say(f"fetching {', '.join(packages)} ({architecture}) of Debian {SUITE} into {folder}")
+        say(f"fetching {', '.join(packages)} ({architecture}) of Debian {suite} into {folder}")
         partial = folder.with_name(folder.name + ".partial")
         subprocess.run(["rm", "-rf", partial], check=True)
         subprocess.run(
             ["mmdebstrap", "--quiet", "--variant=extract", f"--architectures={architecture}",
-             "--skip=check/qemu", f"--include={','.join(packages)}", SUITE, partial],
+             # A mirror may lag behind the date until which a testing release calls itself valid.
+             '--aptopt=Acquire::Check-Valid-Until "false"', "--skip=check/qemu",
+             f"--include={','.join(packages)}", suite, partial],
             check=True,
         )  # fmt: skip
-        for name in ("bin", "lib"):  # what base-files makes of a Debian whose /usr is merged
-            if not (partial / name).exists():
+        for name in ("bin", "lib", "lib64"):  # base-files makes them where /usr is merged
+            if (partial / "usr" / name).is_dir() and not (partial / name).exists():
                 (partial / name).symlink_to(f"usr/{name}")
         partial.rename(folder)
     return str(folder)
@@ -142,6 +148,31 @@ def compile_kernels(folder: Path, variants: tuple[str, ...]) -> None:
         check=True, env=os.environ | {"RILLM_ZIG": find_zig(say)},
     )  # fmt: skip
     mark.write_text(digest.hexdigest())
+
+
+def set_up_xthead() -> dict[str, str]:
+    """The XTheadVector variant, which only GCC 15 compiles, and the old emulator that runs it."""
+    emulator = extracted(LAB / "emulator-0.7.1", "amd64", ["qemu-user-static"], OLD_SUITE)
+    packages = ["g++-15-riscv64-linux-gnu", "cmake", "ninja-build", "dash"]
+    root = Path(extracted(LAB / "gcc-15", "amd64", packages, XTHEAD_SUITE))
+    inside = root / "rillm"
+    for path in sources():  # ninja compiles what has changed
+        target = inside / path.relative_to(SOURCE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.is_file() or target.read_bytes() != path.read_bytes():
+            shutil.copyfile(path, target)
+    enter = ["chroot"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "chroot"]
+    for command in (
+        ["cmake", "-G", "Ninja", "-S", "/rillm", "-B", "/build", "-DCMAKE_SYSTEM_NAME=Linux",
+         "-DCMAKE_SYSTEM_PROCESSOR=riscv64", "-DRILLM_TESTS=ON",
+         "-DCMAKE_CXX_COMPILER=riscv64-linux-gnu-g++-15", "-DRILLM_VARIANTS=scalar;riscv_xthead"],
+        ["cmake", "--build", "/build"],
+    ):  # fmt: skip
+        done = subprocess.run([*enter, root, *command], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RillmError(f"{' '.join(command)} in {root}:\n{done.stdout}{done.stderr}")
+    qemu = f"{emulator}/usr/bin/qemu-riscv64-static"
+    return {"qemu_0_7_1": qemu, "xthead": str(root / "build")}
 
 
 def sources() -> Iterator[Path]:

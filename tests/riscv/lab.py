@@ -4,6 +4,8 @@ RILLM_RISCV_BUILD   folder with the libraries, variants.jsonl and the test drive
 RILLM_QEMU          qemu-riscv64, 7.2 or newer; variants with _f16 need 8.0
 RILLM_RISCV_ROOT    a riscv64 root for qemu's -L: libc for the kernels, and Python for the board
 RILLM_RISCV_WHEEL   a wheel for riscv64
+RILLM_XTHEAD_BUILD  a build with riscv_xthead and its test driver, by GCC 15 or newer
+RILLM_QEMU_0_7_1    qemu-riscv64 5.1 to 6.2: later ones have RVV 1.0 only
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ BUILD = Path(os.environ.get("RILLM_RISCV_BUILD") or _FACTS.get("kernels", "/none
 QEMU = os.environ.get("RILLM_QEMU") or _FACTS.get("qemu") or shutil.which("qemu-riscv64") or ""
 ROOT = os.environ.get("RILLM_RISCV_ROOT") or _FACTS.get("root", "")
 WHEEL = Path(os.environ.get("RILLM_RISCV_WHEEL") or _FACTS.get("wheel", "/nonexistent"))
+XTHEAD_BUILD = Path(os.environ.get("RILLM_XTHEAD_BUILD") or _FACTS.get("xthead", BUILD))
+QEMU_0_7_1 = os.environ.get("RILLM_QEMU_0_7_1") or _FACTS.get("qemu_0_7_1", "")
 HAS_KERNELS = bool(QEMU) and (BUILD / "kernels").is_file()
 HAS_BOARD = (
     bool(QEMU) and WHEEL.is_file() and (Path(ROOT or "/nonexistent") / "usr/bin/python3").exists()

@@ -1,12 +1,7 @@
-"""XTheadVector (RVV 0.7.1) under an emulator that has it, and which libraries use a vector unit.
-
-RILLM_XTHEAD_BUILD  a build with its test driver, by GCC 15 or newer (default: lab.BUILD)
-RILLM_QEMU_0_7_1    qemu-riscv64 5.1 to 6.2: later ones have RVV 1.0 only
-"""
+"""XTheadVector (RVV 0.7.1) under an emulator that has it, and which libraries use a vector unit."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -15,15 +10,16 @@ import pytest
 from board_cpuinfo import BPI_F3, JH7110, LICHEE_PI_4A_MAINLINE, LICHEE_PI_4A_VENDOR, PIONEER
 from vector_code import VLENB, csr_of, vector_instructions
 
-BUILD = Path(os.environ.get("RILLM_XTHEAD_BUILD") or lab.BUILD)
-QEMU = os.environ.get("RILLM_QEMU_0_7_1", "")
+BUILD, QEMU = lab.XTHEAD_BUILD, lab.QEMU_0_7_1
 CPU = "rv64,x-v=true,vext_spec=v0.7.1,vlen=128"
 
 needs_build = pytest.mark.skipif(
     not (BUILD / "librillm_riscv_xthead.so").is_file(),
-    reason="no cross build by GCC 15 or newer (RILLM_XTHEAD_BUILD)",
+    reason="no cross build by GCC 15 or newer: make test-riscv makes one",
 )
-needs_emulator = pytest.mark.skipif(not QEMU, reason="no emulator of 0.7.1 (RILLM_QEMU_0_7_1)")
+needs_emulator = pytest.mark.skipif(
+    not QEMU, reason="no emulator of 0.7.1: make test-riscv gets one"
+)
 
 
 def emulate(
