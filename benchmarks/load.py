@@ -1,13 +1,15 @@
 """How long a model takes from the start of the process to its first token, beside reading its file.
 
     python benchmarks/load.py --shape glm-4-9b --type Q4_K_M -t 2
-    python benchmarks/load.py FILE.gguf
+    python benchmarks/load.py FILE.gguf PACKED.gguf -r 1
 
-The file is in the page cache. Each round reads it once (one thread, 4 MiB at a time: what no
-program can avoid), takes as much new memory as the file is large from the kernel (what a program
-that repacks its weights cannot avoid), and starts rillm in a process of its own. On a virtual
-machine the first use of a page is the host's work and slower than anything else here, so that
-memory is used once before the rounds. Every round is appended to benchmarks/results/load.jsonl.
+Without files it makes one, and its packed form (`rillm quantize --pack native`). The file is in the
+page cache, so both should fit beside what a model takes that repacks its weights. Each round reads
+it once (one thread, 4 MiB at a time: what no program can avoid), takes as much new memory as the
+file is large from the kernel (what a program that repacks its weights cannot avoid), and starts
+rillm in a process of its own. On a virtual machine the first use of a page is the host's work and
+slower than anything else here, so that memory is used once before the rounds. Every round is
+appended to benchmarks/results/load.jsonl.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import record
+from record import git_commit, record
 
 from rillm.bench import cpu_name
 from rillm.core import load_core
 from rillm.prepare.dummy import write_dummy
+from rillm.prepare.pack import pack
 
 PHASES = ("imports", "header", "tokenizer", "weights", "token")
 
@@ -38,7 +41,7 @@ PHASES = ("imports", "header", "tokenizer", "weights", "token")
 def child(path: str, threads: int, started: float) -> None:
     """Loads the model as the commands do and runs a token; prints the seconds of each phase."""
     from rillm.core import allowed_cpus
-    from rillm.engine.loading import _one_token
+    from rillm.engine.loading import one_token
     from rillm.gguf import GGUFReader
     from rillm.models import load_model
     from rillm.tokenizer import Tokenizer
@@ -53,7 +56,7 @@ def child(path: str, threads: int, started: float) -> None:
     with core.team(threads, cpus if 1 < threads == len(cpus) else None) as team:
         model = load_model(reader, core, team, max_tokens=512, max_logits=16, num_blocks=256)
         times.append(time.time())
-        model.run(_one_token())
+        model.run(one_token())
         times.append(time.time())
         seconds = [stop - start for start, stop in itertools.pairwise(times)]
         row = dict(zip(PHASES, seconds, strict=True)) | {
@@ -106,23 +109,34 @@ def main() -> None:
         child(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", nargs="?", type=Path)
+    parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--shape", default="glm-4-9b")
     parser.add_argument("--type", default="Q4_K_M")
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("-r", "--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    core = load_core()
+    print(f"{cpu_name()}, {core.variant}, {arguments.threads} threads, commit {git_commit()}")
+    columns = ("file", "GB", "read_once", "take_memory", *PHASES, "total", "of reading", "memory")
+    print(f"\n| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.file
-        if path is None:
-            path = Path(folder) / f"{arguments.shape}-{arguments.layers or 'all'}.gguf"
-            write_dummy(
-                arguments.shape, arguments.type, path, load_core(), num_layers=arguments.layers
-            )
-        read_once(path)
-        take_memory(path.stat().st_size)
-        rows = [measure(path, arguments.threads) for _ in range(arguments.rounds)]
+        files = arguments.files
+        if not files:
+            path = Path(folder) / f"{arguments.shape}.{arguments.type}.gguf"
+            write_dummy(arguments.shape, arguments.type, path, core, num_layers=arguments.layers)
+            with core.team(arguments.threads) as team:
+                files = [path, pack(path, path.with_suffix(".packed.gguf"), core, team)]
+        for path in files:
+            report(path, arguments.threads, arguments.rounds)
+
+
+def report(path: Path, threads: int, rounds: int) -> None:
+    """Measures a file and prints its line of the table: medians, and the highest peak of memory."""
+    read_once(path)
+    take_memory(path.stat().st_size)
+    rows = [measure(path, threads) for _ in range(rounds)]
     for row in rows:
         record("load", **row)
     median = {
@@ -131,13 +145,12 @@ def main() -> None:
     }
     size = rows[0]["file_bytes"]
     peak = max(row["peak_rss"] for row in rows)
-    print(f"{cpu_name()}, {rows[0]['variant']}, {arguments.threads} threads, {size / 1e9:.2f} GB")
-    print(f"\n| {' | '.join(median)} | of reading | peak memory |")
-    print("|---" * (len(median) + 2) + "|")
     print(
+        f"| {path.name} | {size / 1e9:.2f} "
         f"| {' | '.join(f'{seconds:.2f} s' for seconds in median.values())} "
-        f"| {median['total'] / median['read_once']:.1f} "
-        f"| {peak / (size + rows[0]['cache_bytes']):.2f} of file + KV |"
+        f"| {median['total'] / median['read_once']:.2f} "
+        f"| {peak / (size + rows[0]['cache_bytes']):.2f} of file + KV |",
+        flush=True,
     )
 
 

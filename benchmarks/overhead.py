@@ -1,10 +1,11 @@
 """What a step costs beside the model: drawing a token, scheduling, text.
 
-    python benchmarks/overhead.py [MODEL.gguf]
+    python benchmarks/overhead.py [MODEL.gguf] [--prefix 2000]
 
 Sampler: one draw from logits of GLM-4's vocabulary through every sampler at once, and through the
 default chain, for peaked and nearly flat logits. Engine (with a model): time of a step outside of
-the model's run and the draw. Both are medians; the fastest stands beside them.
+the model's run and the draw. Both are medians; the fastest stands beside them. --prefix: how long
+the first token takes when so many tokens of the prompt are in the cache, and a decode step there.
 """
 
 from __future__ import annotations
@@ -90,14 +91,45 @@ def measure_engine(path: Path, steps: int) -> None:
             print(line(f"step outside the model, {num_seqs} seqs", times), flush=True)
 
 
+def measure_prefix(path: Path, length: int, threads: int | None, rounds: int = 5) -> None:
+    """Prompts that share their first `length` tokens, which only the first one evaluates."""
+    config = EngineConfig(num_threads=threads, context_length=length + 64, max_num_seqs=1)
+    with load_engine(path, config) as loaded:
+        source = random.Random(0)
+        prefix = [source.randrange(256) for _ in range(length)]
+        first: list[float] = []
+        steps: list[float] = []
+        for _ in range(rounds + 1):
+            prompt = array("i", [*prefix, source.randrange(256)])
+            params = SamplingParams(ignore_eos=True, temperature=0.0)
+            start = time.perf_counter()
+            loaded.engine.add_request(Request(prompt_ids=prompt, sampling=params, n_predict=8))
+            times = []
+            while loaded.engine.has_work:
+                outputs = loaded.engine.step()
+                if outputs:
+                    times.append(time.perf_counter() - start)
+                    start = time.perf_counter()
+            first.append(times[0])
+            steps += times[1:]
+        print(line(f"first token, {length} not cached", first[:1]))
+        print(line(f"first token, {length} cached", first[1:]))
+        print(line(f"decode step after {length}", steps))
+
+
 def main() -> None:
     """Measures what the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--prefix", type=int, help="measure this alone: tokens already cached")
+    parser.add_argument("-t", "--threads", type=int, help="of --prefix")
     arguments = parser.parse_args()
     print(f"{cpu_name()}, {load_core().variant}, vocabulary {VOCABULARY}")
+    if arguments.prefix is not None:
+        measure_prefix(arguments.model, arguments.prefix, arguments.threads)
+        return
     measure_sampler(arguments.draws)
     if arguments.model is not None:
         measure_engine(arguments.model, arguments.steps)

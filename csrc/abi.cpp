@@ -7,6 +7,7 @@
 #include "formats/format.h"
 #include "isa/simd.h"
 #include "kv_cache.h"
+#include "layouts/layout.h"
 #include "ops/blas.h"
 #include "ops/peak.h"
 #include "program.h"
@@ -162,7 +163,7 @@ int core_weight_create(CoreTeam* team, int32_t kind, const CoreTensor* tensor, C
 }
 
 uint64_t core_weight_bytes(const CoreWeight* weight) {
-  return weight->matrix ? weight->matrix->memory.size() : weight->values.size() * sizeof(float);
+  return weight->matrix ? weight->matrix->num_bytes() : weight->values.size() * sizeof(float);
 }
 
 int32_t core_weight_is_quantized(const CoreWeight* weight) {
@@ -170,6 +171,29 @@ int32_t core_weight_is_quantized(const CoreWeight* weight) {
 }
 
 void core_weight_destroy(CoreWeight* weight) { delete weight; }
+
+int32_t core_tile_rows(const char* variant) {
+  const Layout* layout = find_layout(variant);
+  return layout == nullptr ? 0 : layout->rows;
+}
+
+int core_pack(CoreTeam* team, const char* variant, const CoreTensor* tensor, void* out,
+              uint64_t num_bytes) {
+  return guarded(
+      [&] { return pack_for(team, variant, *tensor, static_cast<uint8_t*>(out), num_bytes); });
+}
+
+int core_layout_id(const char* variant, int32_t ggml_type, uint64_t* out) {
+  return guarded([&] {
+    const Layout* layout = find_layout(variant);
+    const Format* format = find_format(ggml_type);
+    if (layout == nullptr || format == nullptr) {
+      return fail(CORE_UNSUPPORTED, "no layout of ggml type %d for %s", ggml_type, variant);
+    }
+    *out = layout_id(*layout, *format);
+    return int{CORE_OK};
+  });
+}
 
 int core_cache_create(const CoreCacheConfig* config, CoreCache** out) {
   return guarded([&] {

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define CORE_ABI_VERSION 2
+#define CORE_ABI_VERSION 3
 #define CORE_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -72,14 +72,23 @@ enum CoreWeightKind {
   CORE_MATRIX = 0,  // repacked into the variant's row tiles, for linear ops; data can be released
   CORE_TABLE = 1,   // rows looked up one at a time: keeps pointing at data, which must stay mapped
   CORE_VECTOR = 2,  // copied as float32 (norms, biases, frequencies)
+  CORE_PACKED = 3,  // a matrix in row tiles already (core_pack): data must stay mapped
 };
 
 CORE_API int core_weight_create(CoreTeam* team, int32_t kind, const CoreTensor* tensor,
                                 CoreWeight** out);
-CORE_API uint64_t core_weight_bytes(const CoreWeight* weight);  // memory it owns
+CORE_API uint64_t core_weight_bytes(const CoreWeight* weight);  // its memory, mapped or own
 // 1 where linear ops on this matrix read 8-bit activations (CORE_BUFFER_Q8), 0 where float32.
 CORE_API int32_t core_weight_is_quantized(const CoreWeight* weight);
 CORE_API void core_weight_destroy(CoreWeight* weight);
+
+// Rows of the tiles of a variant, whichever processor it is for; 0 for an unknown name.
+CORE_API int32_t core_tile_rows(const char* variant);
+// Packs a matrix for a variant. num_bytes: those of as many rows as whole tiles have.
+CORE_API int core_pack(CoreTeam* team, const char* variant, const CoreTensor* tensor, void* out,
+                       uint64_t num_bytes);
+// A number for how a variant packs a format: another one means other bytes.
+CORE_API int core_layout_id(const char* variant, int32_t ggml_type, uint64_t* out);
 
 // ---- KV cache ------------------------------------------------------------------------------
 typedef struct {

@@ -21,7 +21,7 @@ static_assert(kTokenBlock % Tile::kMaxTokens == 0);
 constexpr int64_t kPrefillTiles = 8;
 // The same for a few tokens.
 #ifdef RILLM_BLOCK_TILES
-constexpr int64_t kBatchTiles = 2;  // which block_kernel.h multiplies together
+constexpr int64_t kBatchTiles = 2;  // which block_kernel.h and pair_kernel.h multiply together
 #else
 constexpr int64_t kBatchTiles = 1;
 #endif
@@ -198,7 +198,7 @@ void CoreProgram::run_linear(const CoreOp& op, const CoreBatch& batch, int threa
                 bias >= 0 ? weights_[bias]->values.data() : nullptr,
                 op.in[1] >= 0 ? f32(op.in[1], 0) + column : nullptr};
     column += part.w->rows;
-    part.tiles = num_tokens > kTokenBlock / 2 ? kPrefillTiles : num_tokens > 2 ? kBatchTiles : 1;
+    part.tiles = num_tokens > kTokenBlock / 2 ? kPrefillTiles : kBatchTiles;
     if (uses_blas(*part.w, num_tokens)) {
       const int64_t share = part.w->num_tiles / team.num_threads();
       part.tiles = std::clamp<int64_t>(share, 1, kPanelRows / Tile::kRows);

@@ -19,4 +19,7 @@ struct CoreWeight {
 
 namespace rillm {
 int create_weight(CoreTeam* team, int32_t kind, const CoreTensor* tensor, CoreWeight** out);
+// See core_pack.
+int pack_for(CoreTeam* team, const char* variant, const CoreTensor& tensor, uint8_t* out,
+             uint64_t num_bytes);
 }  // namespace rillm

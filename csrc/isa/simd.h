@@ -23,8 +23,8 @@
 //   kByteShifts      wshl and wshr keep bits in their bytes (else: mask afterwards)
 //   kMaxTokens       tokens that a quantised matmul takes together (a power of two)
 //   kMaxFloatTokens  tokens that a float matmul takes together
-//   kRegisterTokens  tokens whose sums stay in registers (group_kernel.h); where kMaxTokens is
-//                    more, block_kernel.h multiplies the larger groups
+//   kRegisterTokens  tokens whose sums stay in registers; where kMaxTokens is more,
+//                    block_kernel.h multiplies the larger groups and pair_kernel.h these
 //   kSumColumns      columns of which the sum of activations is kept (16 or 8)
 //   kByteOffset      added to int8 weights when they are unpacked (128 where dot wants unsigned
 //                    ones)
@@ -41,6 +41,11 @@
 //     dot<kMaxCode>(I sum, const W (&w)[n], const int8_t* x): sum[row] += sum over units and bytes
 //        of code * x. kMaxCode bounds the codes (255: an int8 byte), so an ISA may sum in int16
 //        first
+//   the same for two tiles and one or two tokens (ops/pair_kernel.h), where RILLM_BLOCK_TILES is
+//   defined:
+//     dot_units<kMaxCode, n>(I (&sum)[tokens][tiles], const int8_t* x, stride of x, code(unit,
+//        tile) -> W): the same sums as dot
+//     unpack_k32(bytes, to): the scales and mins of Scales::K32Min, one byte each
 //   the same for groups of more than kRegisterTokens tokens, with unpacked codes in the first-level
 //   cache (ops/block_kernel.h), where RILLM_BLOCK_TILES is defined:
 //     split<kMaxCode>(W, W* to [kParts<kMaxCode>]): what dot_block multiplies;

@@ -18,18 +18,23 @@
 namespace rillm {
 
 struct PackedMatrix {
-  // Throws std::bad_alloc. `tensor` was checked: known type, rows of whole blocks, all bytes there.
-  PackedMatrix(ThreadTeam* team, const Format& format, const CoreTensor& tensor);
+  // Packs GGUF blocks. Throws std::bad_alloc. `tensor` was checked: known type, rows of whole
+  // blocks, all bytes there.
+  PackedMatrix(ThreadTeam& team, const Format& format, const CoreTensor& tensor);
+  // Reads what was packed before, where it lies: tensor.data has num_bytes() bytes.
+  PackedMatrix(const Format& format, const CoreTensor& packed);
 
   bool is_quantized() const { return format.codes != Codes::None; }
-  const uint8_t* tile(int64_t index) const { return memory.data() + index * tile_bytes; }
+  const uint8_t* tile(int64_t index) const { return data + index * tile_bytes; }
+  uint64_t num_bytes() const { return static_cast<uint64_t>(num_tiles * tile_bytes); }
 
   const Format& format;
   int64_t rows, cols, num_tiles, tile_bytes;
-  Memory memory;
-};
+  const uint8_t* data;
+  Memory memory;  // empty where `data` is another's
 
-// Bytes of one block of kRows rows (quantised formats).
-int64_t packed_block_bytes(const Format& format);
+ private:
+  PackedMatrix(const Format& format, int64_t rows, int64_t cols);
+};
 
 }  // namespace rillm

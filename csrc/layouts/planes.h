@@ -27,19 +27,15 @@ inline constexpr int low_bits(Codes codes) {
 inline constexpr int high_bits(Codes codes) {
   return codes == Codes::U4P1 || codes == Codes::U2P1 ? 1 : codes == Codes::U4P2 ? 2 : 0;
 }
-inline constexpr int strip_bytes(Codes codes) {
-  return Tile::kRows * kStrip * (low_bits(codes) + high_bits(codes)) / 8;
+inline constexpr int strip_row_bytes(Codes codes) {
+  return kStrip * (low_bits(codes) + high_bits(codes)) / 8;
 }
+inline constexpr int strip_bytes(Codes codes) { return Tile::kRows * strip_row_bytes(codes); }
 // The largest code that unpack_strip gives; 255 stands for any byte (see Tile::dot).
 inline constexpr int max_code(Codes codes) {
   return codes == Codes::I8 || codes == Codes::Lut4
              ? 255
              : (1 << (low_bits(codes) + high_bits(codes))) - 1;
-}
-
-// Place in a unit vector of the unit's code k of a row.
-inline constexpr int unit_byte(int row, int k) {
-  return Tile::kColumnMajor ? k * Tile::kRows + row : row * Tile::kGroup + k;
 }
 
 // The unit's codes from a plane of kBits bits, shifted left by kTo (the bits below are 0). The unit

@@ -36,12 +36,15 @@ struct StripActivations {
 
 template <Codes codes, Scales scales, int offset>
 struct BlockKernel;
+template <Codes codes, Scales scales, int offset>
+struct PairKernel;
 
 template <Codes codes, Scales scales, int offset>
 struct QuantizedKernel {
   static constexpr int kMaxTokens = Tile::kMaxTokens;
 #ifdef RILLM_BLOCK_TILES
-  using Block = BlockKernel<codes, scales, offset>;  // for more than Tile::kRegisterTokens
+  using Pair = PairKernel<codes, scales, offset>;    // for up to Tile::kRegisterTokens
+  using Block = BlockKernel<codes, scales, offset>;  // for more
 #endif
   static constexpr ScaleFields kFields = scale_fields(scales);
   static constexpr int kStrips = kFields.block_size / kStrip;

@@ -8,6 +8,7 @@
 #endif
 #ifdef RILLM_BLOCK_TILES
 #include "ops/block_kernel.h"
+#include "ops/pair_kernel.h"
 #endif
 
 namespace rillm {
@@ -65,6 +66,10 @@ template <class Kernel>
 void run_group(const PackedMatrix& w, int64_t tile, int num_tiles, const uint8_t* x, int64_t token,
                int size, const MatmulOutput& out) {
   if constexpr (tiles_together<Kernel>() > 1) {
+    if (num_tiles == Kernel::Pair::kTiles) {
+      if (size == 1) return Kernel::Pair::template run<1>(w, tile, x, token, out);
+      if (size == 2) return Kernel::Pair::template run<2>(w, tile, x, token, out);
+    }
     if (size > Kernel::Block::kRegisterTokens) {
       if (num_tiles == 1) return Kernel::Block::template run<1>(w, tile, x, token, size, out);
       return Kernel::Block::template run<Kernel::Block::kTiles>(w, tile, x, token, size, out);

@@ -96,7 +96,11 @@ float Candidates::max_logit() {
 
 void Candidates::keep_at_least(float threshold) {
   if (!dense_) {
-    keep_if([&](int32_t i) { return logit(i) >= threshold; });
+    // Of flat logits this often keeps all: to see that takes a tenth of the time of copying them.
+    const float* logits = logits_.data();
+    int32_t num_below = 0;
+    for (int32_t i = 0; i < size_; ++i) num_below += logits[i] < threshold ? 1 : 0;
+    if (num_below > 0) keep_if([&](int32_t i) { return logit(i) >= threshold; });
     return;
   }
   find_block_max();

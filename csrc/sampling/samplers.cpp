@@ -143,6 +143,7 @@ void apply_typical(Candidates& candidates, float p, int32_t min_keep) {
 void apply_top_p(Candidates& candidates, float p, int32_t min_keep) {
   if (p >= 1) return;
   const double sum = candidates.softmax();
+  const int32_t size = candidates.size();
   if (min_keep <= 1) {
     // Tokens of a weight below (1 - p) * sum / size cannot reach 1 - p together: the prefix ends
     // before them. (Half of it, for the roundings.) On language models this leaves few to order.
@@ -152,7 +153,7 @@ void apply_top_p(Candidates& candidates, float p, int32_t min_keep) {
   } else {
     candidates.compact();
   }
-  candidates.softmax();
+  if (candidates.size() != size) candidates.softmax();  // else the weights are still theirs
   candidates.order_by_logit();
   candidates.keep_mass(static_cast<double>(p) * sum, false, min_keep);
 }

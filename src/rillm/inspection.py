@@ -79,6 +79,7 @@ def summary(reader: GGUFReader, context: int | None = None) -> dict[str, Any]:
         "version": reader.version,
         "files": [str(file) for file in reader.files],
         "file_size": reader.file_size,
+        "packed_for": None if reader.packing is None else reader.packing.variant,
         "num_weights": totals.num_weights,
         "bits_per_weight": totals.bits_per_weight,
         "types": totals.types,

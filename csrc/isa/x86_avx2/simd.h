@@ -145,6 +145,60 @@ struct Simd {
     return sum;
   }
 
+  // The same for two tiles and one or two tokens: each activation is fetched once for both tiles.
+  // code(unit, tile) unpacks.
+  template <int kMaxCode, int n, int tokens, int tiles, class Code>
+  RILLM_INLINE static void dot_units(I (&sum)[tokens][tiles], const int8_t* x, int64_t x_stride,
+                                     Code&& code) {
+    constexpr bool kSigned = kMaxCode == 255;
+    constexpr int kFit = kSigned ? 1 : 32767 / (2 * 127 * kMaxCode);
+    constexpr int kRun = kFit < n ? kFit : n;
+    static_assert(kRun >= 1);
+    const __m256i ones = _mm256_set1_epi16(1);
+    unroll<(n + kRun - 1) / kRun>([&](auto run) RILLM_INLINE {
+      __m256i pairs[tokens][tiles];
+      unroll<std::min(kRun, n - run * kRun)>([&](auto i) RILLM_INLINE {
+        constexpr int unit = run * kRun + i;
+        __m256i activations[tokens];
+        unroll<tokens>([&](auto token) RILLM_INLINE {
+          int32_t group;
+          std::memcpy(&group, x + token * x_stride + unit * kGroup, sizeof group);
+          activations[token] = _mm256_set1_epi32(group);
+          keep(activations[token]);
+        });
+        unroll<tiles>([&](auto tile) RILLM_INLINE {
+          const W codes = code(std::integral_constant<int, unit>{}, tile);
+          unroll<tokens>([&](auto token) RILLM_INLINE {
+            const __m256i products =
+                kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes),
+                                               _mm256_sign_epi8(activations[token], codes))
+                        : _mm256_maddubs_epi16(codes, activations[token]);
+            __m256i& to = pairs[token][tile];
+            to = i == 0 ? products : _mm256_add_epi16(to, products);
+            keep(to);
+          });
+        });
+      });
+      unroll<tokens * tiles>([&](auto k) RILLM_INLINE {
+        I& to = sum[k / tiles][k % tiles];
+        to = iadd(to, _mm256_madd_epi16(pairs[k / tiles][k % tiles], ones));
+      });
+    });
+  }
+
+  // The 12 bytes of packed scales and mins of each row (Scales::K32Min) -> 8 scales, 8 mins, each
+  // of all rows.
+  RILLM_INLINE static void unpack_k32(const uint8_t* bytes, uint8_t* to) {
+    const W low = wload(bytes), high = wload(bytes + 32), rest = wload(bytes + 64);
+    const auto store = [&](int at, W codes) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), codes);
+    };
+    store(0, wand(low, 63));
+    store(32, wor(wand(rest, 15), wand(wshr<2>(low), 48)));
+    store(64, wand(high, 63));
+    store(96, wor(wand(wshr<4>(rest), 15), wand(wshr<2>(high), 48)));
+  }
+
   // What dot_block reads. Bytes are cut into two nibbles: eight units of each fit into int16, which
   // is cheaper than a sign and a widening for every unit.
   template <int kMaxCode>

@@ -105,6 +105,8 @@ def _headline(reader: GGUFReader) -> str:
     totals = weight_totals(reader)
     types = ", ".join(f"{count} {name}" for name, count in totals.types.items())
     parts = f", {len(reader.files)} files" if len(reader.files) > 1 else ""
+    if reader.packing is not None:
+        parts += f", packed for {reader.packing.variant} (runs in rillm only)"
     return (
         f"{reader.files[0].name}: GGUF v{reader.version}{parts}, {format_bytes(reader.file_size)}, "
         f"{totals.num_weights / 1e9:.3f} G weights in {len(reader.tensors)} tensors ({types}), "

@@ -9,6 +9,12 @@ Examples:
   rillm quantize glm.f16.gguf small.gguf Q6_K --tensor-type attn_v=Q8_0
   rillm quantize glm.f16.gguf Q4_K_M --dry-run
   rillm quantize glm.f16.gguf IQ4_XS --imatrix glm.imatrix.gguf
+  rillm quantize glm.Q4_K_M.gguf --pack native
+  rillm quantize glm.Q4_K_M.gguf board.gguf --pack riscv_rvv256
+
+With --pack the weights stay as they are, in the order in which one variant of rillm's kernels reads
+them ("rillm doctor" names this machine's): such a file loads without being copied, and runs in
+rillm only.
 """
 
 from __future__ import annotations
@@ -27,12 +33,12 @@ from rillm.units import format_bytes
 def quantize(
     source: Annotated[Path, typer.Argument(help="GGUF file in f16, bf16 or f32.")],
     output_and_type: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[OUTPUT] TYPE",
-            help="GGUF file to write [default: beside SOURCE], and its type.",
+            help="GGUF file to write [default: beside SOURCE], and its type (none with --pack).",
         ),
-    ],
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what each tensor would become.")
     ] = False,
@@ -61,13 +67,24 @@ def quantize(
             help="Importance matrix of llama-imatrix: errors count by it.",
         ),
     ] = None,
+    pack: Annotated[
+        str | None,
+        typer.Option(
+            "--pack",
+            metavar="ISA",
+            help="Quantise nothing: pack for a variant, e.g. riscv_rvv256, or native: this one's.",
+        ),
+    ] = None,
     threads: options.Threads = None,
 ) -> None:
     """Quantises and says what was written."""
+    if pack is not None:
+        _pack(source, output_and_type or [], pack, threads)
+        return
     from rillm.prepare import quantize as prepare
     from rillm.prepare.boards import fitting_boards
 
-    if len(output_and_type) > 2:
+    if output_and_type is None or len(output_and_type) > 2:
         raise typer.BadParameter("give SOURCE [OUTPUT] TYPE: at most one file to write")
     *target, kind = output_and_type
     pairs = [tensor_type_pair(text) for text in tensor_type or []]
@@ -107,6 +124,21 @@ def quantize(
         )
     stdout.print(f"{result.path}: {format_bytes(result.file_size)}", markup=False)
     _summary(result.plan)
+
+
+def _pack(source: Path, output: list[str], isa: str, threads: int | None) -> None:
+    from rillm.core import load_core
+    from rillm.engine.machine import start_team
+    from rillm.prepare.pack import pack
+
+    if len(output) > 1:
+        raise typer.BadParameter("with --pack give SOURCE [OUTPUT]: the types stay as they are")
+    core = load_core()
+    variant = core.variant if isa == "native" else isa
+    path = Path(output[0]) if output else source.with_name(f"{source.stem}.{variant}.gguf")
+    with start_team(core, threads) as team, progress_bar(f"packing for {variant}") as progress:
+        pack(source, path, core, team, variant, progress=progress)
+    stdout.print(f"{path}: {format_bytes(path.stat().st_size)}, packed for {variant}", markup=False)
 
 
 def _stem(path: Path) -> str:

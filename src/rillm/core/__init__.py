@@ -8,16 +8,7 @@ from __future__ import annotations
 from rillm.core.abi import BufferKind, CoreBuffer, CoreCacheConfig, CoreOp, OpKind, Rows, WeightKind
 from rillm.core.batch import Batch
 from rillm.core.blas import BLAS_CHOICES, BlasUse, choose_blas, open_blas
-from rillm.core.library import (
-    CompiledProgram,
-    Core,
-    Format,
-    KVCache,
-    ThreadTeam,
-    Weight,
-    allowed_cpus,
-    load_core,
-)
+from rillm.core.library import Core, Format, ThreadTeam, Weight, allowed_cpus, load_core
 from rillm.core.loader import (
     CoreError,
     Variant,
@@ -26,6 +17,7 @@ from rillm.core.loader import (
     variants,
     vector_evidence,
 )
+from rillm.core.program import CompiledProgram, KVCache
 from rillm.core.sampling import SamplingRequest
 
 __all__ = [

@@ -22,7 +22,7 @@ from ctypes import (
 )
 from enum import IntEnum
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 class Status(IntEnum):
@@ -40,6 +40,7 @@ class WeightKind(IntEnum):
     MATRIX = 0
     TABLE = 1
     VECTOR = 2
+    PACKED = 3
 
 
 class BufferKind(IntEnum):
@@ -193,6 +194,9 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "core_weight_bytes": (c_uint64, [HANDLE]),
     "core_weight_is_quantized": (c_int32, [HANDLE]),
     "core_weight_destroy": (None, [HANDLE]),
+    "core_tile_rows": (c_int32, [c_char_p]),
+    "core_pack": (c_int32, [HANDLE, c_char_p, POINTER(CoreTensor), c_void_p, c_uint64]),
+    "core_layout_id": (c_int32, [c_char_p, c_int32, POINTER(c_uint64)]),
     "core_cache_create": (c_int32, [POINTER(CoreCacheConfig), _OUT]),
     "core_cache_block_bytes": (c_uint64, [HANDLE]),
     "core_cache_read": (c_int32, [HANDLE, c_int32, c_void_p, c_uint64]),

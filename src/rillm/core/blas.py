@@ -15,8 +15,9 @@ from pathlib import Path
 
 from rillm.core.abi import BufferKind, CoreBuffer, CoreOp, OpKind, Rows, WeightKind
 from rillm.core.batch import Batch
-from rillm.core.library import CompiledProgram, Core, ThreadTeam, Weight
+from rillm.core.library import Core, ThreadTeam, Weight
 from rillm.core.loader import CoreError
+from rillm.core.program import CompiledProgram
 
 BLAS_CHOICES = ("off", "auto", "openblas")
 # Tokens of a step from which OpenBLAS is used: below, converting a panel of weights and packing it

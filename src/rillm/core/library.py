@@ -1,4 +1,4 @@
-"""The core as Python objects: thread team, weights, KV cache and programs.
+"""The core as Python objects: one loaded library, its thread teams and weights.
 
 Each object owns one handle of the C ABI and frees it in `close()` or when it is collected. Calls
 that compute release the GIL (ctypes does), so other Python threads go on meanwhile.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rillm.closing import Closing
 from rillm.core import abi
-from rillm.core.batch import Batch
+from rillm.core.handle import Handle, address_of
 from rillm.core.loader import CoreError, choose_variant
 from rillm.core.sampling import CoreProb, CoreSampling
 
@@ -44,21 +43,6 @@ def load_core(isa: str | None = None) -> Core:
 def allowed_cpus() -> list[int]:
     """The CPUs that this process may run on (its cpuset), in order."""
     return sorted(os.sched_getaffinity(0))
-
-
-def address_of(buffer: Buffer) -> int:
-    """Where a contiguous buffer lies in memory. The caller keeps the buffer alive."""
-    view = memoryview(buffer)
-    if not view.c_contiguous:
-        raise ValueError("the buffer is not contiguous")
-    if view.nbytes == 0:
-        return 0
-    if view.readonly:
-        # ctypes takes addresses of writable buffers only; bytes objects go by c_char_p.
-        if not isinstance(buffer, bytes):
-            raise ValueError("a read-only buffer must be a bytes object")
-        return ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value or 0
-    return ctypes.addressof(ctypes.c_char.from_buffer(view.cast("B") if view.ndim else view))
 
 
 @dataclass(frozen=True)
@@ -185,6 +169,40 @@ class Core:
             row_length,
         )
 
+    def tile_rows(self, variant: str) -> int:
+        """Rows that a variant (of any processor) multiplies together; CoreError if unknown."""
+        rows = int(self.query("core_tile_rows", variant.encode()))
+        if rows == 0:
+            raise CoreError(f"no variant of rillm is called {variant!r}")
+        return rows
+
+    def layout_id(self, variant: str, ggml_types: Iterable[int]) -> str:
+        """Names how a variant packs these types: other bytes, another name."""
+        digest = hashlib.sha256()
+        number = ctypes.c_uint64()
+        for ggml_type in sorted(set(ggml_types)):
+            self.call("core_layout_id", variant.encode(), ggml_type, ctypes.byref(number))
+            digest.update(number.value.to_bytes(8, "little"))
+        return digest.hexdigest()[:16]
+
+    def pack(
+        self, team: ThreadTeam, variant: str, ggml_type: int, shape: tuple[int, int], data: Buffer
+    ) -> bytearray:
+        """GGUF blocks -> the row tiles of a variant, of any processor.
+
+        The last tile is filled up with rows of zeros: the result has a row's bytes times `rows`,
+        rounded up to a multiple of `tile_rows`.
+        """
+        rows = self.tile_rows(variant)
+        size = memoryview(data).nbytes
+        tensor = abi.CoreTensor(address_of(data), size, *shape, ggml_type)
+        out = bytearray(-(-shape[0] // rows) * rows * (size // max(1, shape[0])))
+        self.call(
+            "core_pack", team.handle, variant.encode(), ctypes.byref(tensor), address_of(out),
+            len(out),
+        )  # fmt: skip
+        return out
+
     def sample(self, team: ThreadTeam, requests: Sequence[SamplingRequest]) -> None:
         """Draws one token for every request, in parallel over the team.
 
@@ -201,39 +219,7 @@ class Core:
                 request.struct = row
 
 
-class _Handle(Closing):
-    """Owns one handle of the ABI."""
-
-    _destroy: str
-
-    def __init__(self, core: Core, handle: int | None) -> None:
-        self.core = core
-        self._handle = handle
-
-    @property
-    def handle(self) -> int:
-        """What the ABI knows the object by; CoreError once it is closed."""
-        if self._handle is None:
-            raise CoreError(f"this {type(self).__name__} is closed")
-        return self._handle
-
-    @property
-    def is_open(self) -> bool:
-        """Whether `close` has not been called yet."""
-        return self._handle is not None
-
-    def close(self) -> None:
-        """Frees what the handle owns. Closing twice is fine."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            self.core.query(self._destroy, handle)
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
-
-
-class ThreadTeam(_Handle):
+class ThreadTeam(Handle):
     """Threads that run programs; the calling thread is one of them."""
 
     _destroy = "core_team_destroy"
@@ -290,8 +276,11 @@ class ThreadTeam(_Handle):
         return int8_rate.value, float_rate.value
 
 
-class Weight(_Handle):
-    """One tensor in the form an op reads: packed matrix, look-up table or float32 vector."""
+class Weight(Handle):
+    """One tensor in the form an op reads: packed matrix, look-up table or float32 vector.
+
+    kind PACKED: `data` is what `Core.pack` made for this variant, and is not copied.
+    """
 
     _destroy = "core_weight_destroy"
 
@@ -319,136 +308,15 @@ class Weight(_Handle):
         super().__init__(core, handle.value)
         self.kind = kind
         self.shape = shape
-        # A table stays where the file is mapped: hold on to the mapping.
-        self._data = data if kind is abi.WeightKind.TABLE else None
+        # These stay where the file is mapped: hold on to the mapping.
+        self._data = data if kind in (abi.WeightKind.TABLE, abi.WeightKind.PACKED) else None
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the weight owns (a table owns none)."""
+        """Memory that ops read, its own or a mapped file's (0 for a table)."""
         return int(self.core.query("core_weight_bytes", self.handle))
 
     @property
     def is_quantized(self) -> bool:
         """Whether linear ops on it read 8-bit activations."""
         return bool(self.core.query("core_weight_is_quantized", self.handle))
-
-
-class KVCache(_Handle):
-    """The paged KV cache of all layers."""
-
-    _destroy = "core_cache_destroy"
-
-    def __init__(self, core: Core, config: abi.CoreCacheConfig) -> None:
-        handle = ctypes.c_void_p()
-        core.call("core_cache_create", ctypes.byref(config), ctypes.byref(handle))
-        super().__init__(core, handle.value)
-        self.num_blocks: int = config.num_blocks
-        self.block_size: int = config.block_size
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block over all layers."""
-        return int(self.core.query("core_cache_block_bytes", self.handle))
-
-    def read(self, block: int) -> bytearray:
-        """Keys and values of one block, all layers."""
-        data = bytearray(self.block_bytes)
-        self.core.call("core_cache_read", self.handle, block, address_of(data), len(data))
-        return data
-
-    def write(self, block: int, data: Buffer) -> None:
-        """Puts back what `read` gave."""
-        size = memoryview(data).nbytes
-        self.core.call("core_cache_write", self.handle, block, address_of(data), size)
-
-
-class CompiledProgram(_Handle):
-    """A validated op list that runs as one call."""
-
-    _destroy = "core_program_destroy"
-
-    def __init__(
-        self,
-        team: ThreadTeam,
-        cache: KVCache | None,
-        ops: Sequence[abi.CoreOp],
-        buffers: Sequence[abi.CoreBuffer],
-        weights: Sequence[Weight],
-        *,
-        max_tokens: int,
-        max_logits: int,
-        output: int,
-        hidden: int | None = None,
-        blas_min_rows: int = 0,
-    ) -> None:
-        """output, hidden: indices of buffers; `hidden` is one that `add_hidden` reads.
-
-        blas_min_rows: linear ops on float weights with so many rows use OpenBLAS; 0: none.
-        """
-        core = team.core
-        handles = (ctypes.c_void_p * len(weights))(*(weight.handle for weight in weights))
-        config = abi.CoreProgramConfig(
-            (abi.CoreOp * len(ops))(*ops),
-            (abi.CoreBuffer * len(buffers))(*buffers),
-            handles,
-            len(ops),
-            len(buffers),
-            len(weights),
-            max_tokens,
-            max_logits,
-            output,
-            blas_min_rows,
-        )
-        handle = ctypes.c_void_p()
-        core.call(
-            "core_program_create",
-            team.handle,
-            None if cache is None else cache.handle,
-            ctypes.byref(config),
-            ctypes.byref(handle),
-        )
-        super().__init__(core, handle.value)
-        self._team, self._cache = team, cache
-        self._weights = list(weights)  # they must outlive the program
-        self.output_width = int(buffers[output].width)
-        self.hidden_width = 0 if hidden is None else int(buffers[hidden].width)
-        self._hidden = hidden
-        self.max_tokens = max_tokens
-        self.max_logits = max_logits
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the program's buffers."""
-        return int(self.core.query("core_program_bytes", self.handle))
-
-    def run(self, batch: Batch) -> None:
-        """One step: fills the cache and the output rows of the batch."""
-        if not (self._team.is_open and (self._cache is None or self._cache.is_open)):
-            raise CoreError("the program's thread team or KV cache is closed")
-        with self._team.calling():
-            self.core.call("core_program_run", self.handle, ctypes.byref(batch.to_core()))
-
-    def output_address(self, row: int = 0) -> int:
-        """Where output row `row` lies: float32 [output_width]."""
-        return int(self.core.query("core_program_output", self.handle)) + 4 * row * (
-            self.output_width
-        )
-
-    def output(self, row: int) -> memoryview[float]:
-        """Output row `row` as float32 [output_width]; the next run overwrites it."""
-        if not 0 <= row < self.max_logits:
-            raise IndexError(f"output row {row} of {self.max_logits}")
-        floats = ctypes.c_float * self.output_width
-        view = memoryview(floats.from_address(self.output_address(row)))
-        return view.cast("B").cast("f")
-
-    def add_hidden(self, first: int, count: int, total: array[float]) -> None:
-        """Adds `count` rows of the hidden states of the last run to total: [hidden_width]."""
-        if self._hidden is None:
-            raise CoreError("the program keeps no hidden states: it was compiled without")
-        if total.typecode != "f" or len(total) != self.hidden_width:
-            raise CoreError(f"total is not float32 [{self.hidden_width}]")
-        self.core.call(
-            "core_program_add_rows", self.handle, self._hidden, first, count,
-            total.buffer_info()[0],
-        )  # fmt: skip

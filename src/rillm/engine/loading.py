@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -122,7 +121,7 @@ def load_engine(
             progress=progress,
         )
         if warm_up:
-            model.run(_one_token())
+            model.run(one_token())
         engine = Engine(
             model,
             tokenizer,
@@ -142,19 +141,9 @@ def load_engine(
     return LoadedEngine(reader, core, team, model, engine, plan, chat_template)
 
 
-def _one_token() -> Batch:
+def one_token() -> Batch:
     """Token 0 at the start of block 0, whose content nothing knows yet."""
-    zero, one = array("i", [0]), array("i", [1])
-    return Batch(
-        token_ids=zero,
-        positions=zero,
-        slot_mapping=zero,
-        cu_seqlens_q=array("i", [0, 1]),
-        context_lens=one,
-        block_tables=zero,
-        logits_rows=zero,
-        max_blocks=1,
-    )
+    return Batch.alone([0], 0, 1, block_size=16, wants_logits=True)
 
 
 def cache_block_bytes(config: ModelConfig, cache_type: GGMLType, block_size: int) -> int:

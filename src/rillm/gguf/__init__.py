@@ -22,6 +22,7 @@ writer gets the type that llama.cpp expects (see `encode_value`); `Typed(ValueTy
 
 from __future__ import annotations
 
+from rillm.gguf.packed import PackedTensor, Packing, packed_metadata
 from rillm.gguf.reader import GGUFReader, TensorInfo
 from rillm.gguf.types import Encoded, GGMLType, GGUFError, Metadata, Value, ValueType
 from rillm.gguf.values import Typed, WriterValue
@@ -34,9 +35,12 @@ __all__ = [
     "GGUFReader",
     "GGUFWriter",
     "Metadata",
+    "PackedTensor",
+    "Packing",
     "TensorInfo",
     "Typed",
     "Value",
     "ValueType",
     "WriterValue",
+    "packed_metadata",
 ]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from rillm.closing import Closing
 from rillm.gguf.header import Header, TensorRecord, parse_header
+from rillm.gguf.packed import Packing, logical_tensors, read_packing
 from rillm.gguf.types import Encoded, GGMLType, GGUFError, Metadata, ValueType, quote
 
 _PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -33,12 +34,16 @@ class TensorInfo:
     """One tensor of a file: what it is, and a view of its bytes.
 
     `shape` is row-major ([rows, cols]: the reverse of the order in the file), `offset` counts from
-    the start of the file `path`, `nbytes` has no padding in it.
+    the start of the file `path`, `nbytes` has no padding in it. `is_packed`: `data` is not blocks
+    of `type` but the row tiles of a variant of the core, see rillm.gguf.packed.
     """
 
-    __slots__ = ("_buffer", "name", "nbytes", "offset", "path", "shape", "type")
+    __slots__ = ("_buffer", "is_packed", "name", "nbytes", "offset", "path", "shape", "type")
 
-    def __init__(self, record: TensorRecord, buffer: mmap.mmap, path: str) -> None:
+    def __init__(
+        self, record: TensorRecord, buffer: mmap.mmap, path: str, is_packed: bool = False
+    ) -> None:
+        self.is_packed = is_packed
         self.name: str = record.name
         self.shape: tuple[int, ...] = record.shape
         self.type: GGMLType = record.type
@@ -90,6 +95,7 @@ class GGUFReader(Closing):
         path: as given.
         files: the path of each part.
         file_size: bytes of all parts together.
+        packing: for whom a packed file is packed; None for any other.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -108,14 +114,20 @@ class GGUFReader(Closing):
             self.files: list[Path] = [Path(part.path) for part in self._mappings]
             self.file_size: int = sum(len(part.buffer) for part in self._mappings)
             self.tensors: dict[str, TensorInfo] = {}
+            self.packing: Packing | None = read_packing(self.metadata)
             for part in self._mappings:
-                for record in part.header.tensors:
+                records = [(record, False) for record in part.header.tensors]
+                if self.packing is not None:
+                    records = logical_tensors(part.header.metadata, part.header.tensors)
+                for record, is_packed in records:
                     if record.name in self.tensors:
                         other = self.tensors[record.name].path
                         raise GGUFError(
                             f"{part.path}: tensor {quote(record.name)}: is also in {other}"
                         )
-                    self.tensors[record.name] = TensorInfo(record, part.buffer, part.path)
+                    self.tensors[record.name] = TensorInfo(
+                        record, part.buffer, part.path, is_packed
+                    )
             self._check_num_tensors()
         except BaseException:
             self.close()

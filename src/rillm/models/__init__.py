@@ -10,6 +10,7 @@ from rillm.models.config import ModelError
 from rillm.models.loading import (
     LoadedModel,
     load_model,
+    matrix_tensors,
     read_model_config,
     supported_architectures,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "LoadedModel",
     "ModelError",
     "load_model",
+    "matrix_tensors",
     "read_model_config",
     "supported_architectures",
 ]

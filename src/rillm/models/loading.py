@@ -151,6 +151,7 @@ def load_model(
     blas: one of rillm.core.BLAS_CHOICES. Errors: ModelError naming the key or tensor.
     """
     config, module = _config_and_module(reader)
+    check_packing(reader, core)
     blas_use = choose_blas(core, team, blas, _matrices(reader))
     try:
         model: DecoderModel = module.Model(config)
@@ -193,6 +194,42 @@ def _observe(
         if parameter.kind is WeightKind.MATRIX and parameter.loaded is not None and chosen(name)
     }
     return observe_inputs(graph, matrices)
+
+
+def check_packing(reader: GGUFReader, core: Core) -> None:
+    """ModelError for a file that is packed, and not in the way that this variant reads."""
+    if reader.packing is None:
+        return
+    types = {int(tensor.type) for tensor in reader.tensors.values() if tensor.is_packed}
+    variant, fix = core.variant, f"`rillm quantize SOURCE.gguf --pack {core.variant}`"
+    if core.layout_id(variant, types) == reader.packing.layout:
+        return
+    if reader.packing.variant == variant:
+        problem = f"is packed for {variant} by another version of rillm"
+    else:
+        problem = f"is packed for {reader.packing.variant}, and this is {variant}"
+    raise ModelError(f"{reader.path}: {problem}: pack the GGUF file it was made from with {fix}")
+
+
+def matrix_tensors(reader: GGUFReader) -> dict[str, TensorInfo]:
+    """What linear ops read, by the name it has in the model: a tied head is the embedding.
+
+    Errors: ModelError naming the file and what does not fit.
+    """
+    config, module = _config_and_module(reader)
+    found = {}
+    for name, parameter in module.Model(config).named_parameters():
+        tensor = reader.tensors.get(name)
+        if tensor is None and name == "output.weight":
+            tensor = reader.tensors.get("token_embd.weight")
+        if tensor is None or parameter.kind is not WeightKind.MATRIX:
+            continue
+        try:
+            _check_shape(name, tensor, parameter)
+        except ModelError as error:
+            raise ModelError(f"{reader.path}: {error}") from None
+        found[name] = tensor
+    return found
 
 
 def read_model_config(reader: GGUFReader) -> ModelConfig:
@@ -274,18 +311,27 @@ def _load_weights(
     return weights
 
 
-def _load_weight(
-    name: str, tensor: TensorInfo, parameter: Parameter, core: Core, team: ThreadTeam
-) -> Weight:
+def _check_shape(name: str, tensor: TensorInfo, parameter: Parameter) -> None:
     shape = (1, *tensor.shape)[-2:]
     if shape != parameter.shape or len(tensor.shape) > 2:
         raise ModelError(
             f"tensor {name} has shape {list(tensor.shape)}, the model wants {list(parameter.shape)}"
         )
+
+
+def _load_weight(
+    name: str, tensor: TensorInfo, parameter: Parameter, core: Core, team: ThreadTeam
+) -> Weight:
+    _check_shape(name, tensor, parameter)
+    kind = parameter.kind
+    if tensor.is_packed:
+        if kind is not WeightKind.MATRIX:
+            raise ModelError(f"tensor {name} is packed, but the model wants it as it was")
+        kind = WeightKind.PACKED
     try:
-        weight = Weight(core, parameter.kind, tensor.type, parameter.shape, tensor.data, team)
+        weight = Weight(core, kind, tensor.type, parameter.shape, tensor.data, team)
     except CoreError as error:
         raise ModelError(f"tensor {name}: {error}") from None
-    if parameter.kind is not WeightKind.TABLE:
+    if kind in (WeightKind.MATRIX, WeightKind.VECTOR):
         tensor.release()  # it has been copied: keep one copy in memory, not two
     return weight

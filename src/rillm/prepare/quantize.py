@@ -189,6 +189,11 @@ def quantize(
 
 
 def _plan(reader: GGUFReader, mix: Mix, options: TypeOptions) -> QuantizePlan:
+    if reader.packing is not None:
+        raise PrepareError(
+            f"{reader.path}: is packed for {reader.packing.variant}; start from the GGUF file it "
+            "was made from"
+        )
     model = ModelFacts.from_metadata(reader.metadata, str(reader.files[0]))
     tensors = {name: (info.shape, info.type) for name, info in reader.tensors.items()}
     return plan_tensors(mix, tensors, model, options)
