@@ -37,6 +37,7 @@ class EngineStats:
     drafted_tokens: int = 0  # guessed by speculation, whether they came true or not
     prompt_seconds: float = 0.0  # of steps with prompt tokens
     generation_seconds: float = 0.0  # of steps without
+    model_seconds: float = 0.0  # of both, inside the model
 
 
 class Engine:
@@ -343,6 +344,7 @@ class Engine:
         self.scheduler.pacer.observe(step, seconds)
         stats = self.stats
         stats.num_steps += 1
+        stats.model_seconds = self._runner.model_seconds
         stats.num_decoded_sequences += step.num_decodes
         stats.num_preemptions += step.num_preempted
         stats.prompt_tokens += step.num_prefill_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -65,6 +66,7 @@ class ModelRunner:
     def __init__(self, model: Model, block_size: int) -> None:
         self._model = model
         self._block_size = block_size
+        self.model_seconds = 0.0  # that the model took, of all steps
 
     def run(self, step: Step) -> LogitsRows:
         """Computes a step; says what its logits are for."""
@@ -72,7 +74,9 @@ class ModelRunner:
         for source, target in step.copies:
             cache.write(target, cache.read(source))
         batch, rows = build_batch(step, self._block_size)
+        started = time.perf_counter()
         self._model.run(batch)
+        self.model_seconds += time.perf_counter() - started
         return rows
 
     def logits_address(self, row: int) -> int:

@@ -119,29 +119,31 @@ async def _events(service: Service, task: ChatTask, jobs: Sequence[Job]) -> Asyn
     controls = task.plan.controls
     readers = [task.reader() for _ in jobs]
     begun: set[int] = set()
-    texts: dict[tuple[int, str], Callable[[str], bytes]] = {}
+    texts: dict[int, Callable[[str], bytes]] = {}
+    is_plain = not (task.body.logprobs or controls.timings_per_token)
 
     def chunk(job: Job, delta: dict[str, Any], **fields: Any) -> dict[str, Any]:
         choice = {"finish_reason": None, "index": job.index, "delta": delta, **fields}
         return {"choices": [choice], **frame}
 
-    def text_event(job: Job, name: str, text: str) -> bytes:
-        if (job.index, name) not in texts:
-            texts[job.index, name] = text_events(lambda text: chunk(job, {name: text}))
-        return texts[job.index, name](text)
+    def text_event(job: Job, text: str) -> bytes:
+        if job.index not in texts:
+            texts[job.index] = text_events(lambda text: chunk(job, {"content": text}))
+        return texts[job.index](text)
 
     async for job, part in merged(jobs):
         if job.index not in begun:
             begun.add(job.index)
             yield event(chunk(job, {"role": "assistant", "content": None}))
         reader = readers[job.index]
+        if is_plain and part is not None and part.text:
+            text = reader.push_text(part)
+            if text is not None:
+                yield text_event(job, text)
+                continue
         for delta, probs in _deltas(service, task, reader, part):
-            ((name, value),) = delta.items() if delta else [("", None)]
-            if isinstance(value, str) and not probs and not controls.timings_per_token:
-                yield text_event(job, name, value)  # nearly every chunk is one of these
-            else:
-                data = chunk(job, delta, **probs)
-                yield event(_timed(data, part, controls.timings_per_token))
+            data = chunk(job, delta, **probs)
+            yield event(_timed(data, part, controls.timings_per_token))
         if part is not None:
             if part.progress is not None:
                 progress = progress_object(part.progress)
