@@ -7,12 +7,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CORE   := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help demo test test-riscv peers lint check bench full-size format clean
+.PHONY: help demo test soak test-riscv peers lint check bench full-size format clean
 
 help:
 	@echo "make demo    set up, convert the bundled model, quantise, serve, ask, stop"
 	@echo "make test    set up and run the tests"
 	@echo "make test-riscv  all RISC-V kernels, and a wheel on a Debian of riscv64, under an emulator"
+	@echo "make soak    two minutes of random requests to a server; nothing may be left of them"
 	@echo "make peers   files and texts against llama.cpp's programs (see tests/peers/peer.py)"
 	@echo "make check   lint + test"
 	@echo "make lint    ruff, mypy, import contract, clang-format"
@@ -43,6 +44,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python tools/riscv_lab.py --fast
 	@$(BIN)/python -m pytest
+
+soak: $(STAMP)
+	@$(BIN)/python tools/soak.py
 
 peers: $(STAMP)
 	@$(BIN)/python -m pytest -s tests/peers

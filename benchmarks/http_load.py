@@ -63,25 +63,26 @@ async def chat(port: int, prompt: str, num_tokens: int, seen: Chat) -> Chat:
         "Connection: close\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    reply = bytearray()
+    status, usage, rest = b"", b"", b""
     try:
         writer.write(head.encode() + body)
         seen.sent = time.perf_counter()
-        counted = 0
         while data := await reader.read(65536):
             now = time.perf_counter()
-            reply += data
-            # Tokens that came in one piece arrived together: their gaps are 0.
-            total = reply.count(b'"content":"') - reply.count(b'"content":""')
-            seen.arrivals += [now] * (total - counted)
-            counted = total
+            *events, rest = (rest + data).split(b"\n\n")
+            status = status or data[: data.find(b"\r\n")]
+            for event in events:
+                # Tokens that came in one piece arrived together: their gaps are 0.
+                if b'"content":"' in event and b'"content":""' not in event:
+                    seen.arrivals.append(now)
+                elif b'"completion_tokens":' in event:
+                    usage = event
     finally:
         writer.close()
-    status = reply[: reply.find(b"\r\n")].decode()
-    if " 200 " not in status or not seen.arrivals:
-        raise RuntimeError(f"{status}: {bytes(reply[-300:])!r}")
-    place = reply.rfind(b'"completion_tokens":') + len(b'"completion_tokens":')
-    seen.num_tokens = int(reply[place : place + 10].split(b",")[0].split(b"}")[0])
+    if b" 200 " not in status or not seen.arrivals or not usage:
+        raise RuntimeError(f"{status.decode()}: {rest[-300:]!r}")
+    _, _, count = usage.partition(b'"completion_tokens":')
+    seen.num_tokens = int(count[:10].split(b",")[0].split(b"}")[0])
     return seen
 
 
@@ -96,16 +97,17 @@ async def crowd(port: int, num_clients: int, num_words: int, num_tokens: int) ->
 
 async def interrupted(
     port: int, num_clients: int, num_words: int, num_tokens: int
-) -> tuple[list[float], float]:
-    """The gaps that running chats see while a prompt of num_words is evaluated, and how long
-    that takes. num_tokens: of each running chat, enough to outlast the prompt."""
+) -> tuple[list[float], list[float], float]:
+    """The gaps that running chats see before and while a prompt of num_words is evaluated, and how
+    long that takes. num_tokens: of each running chat, enough to outlast the prompt."""
     running = [Chat() for _ in range(num_clients)]
     tasks = [
         asyncio.ensure_future(chat(port, prompt_of(30, 77 + i), num_tokens, seen))
         for i, seen in enumerate(running)
     ]
-    while any(len(seen.arrivals) < 16 for seen in running):
+    while any(len(seen.arrivals) < 32 for seen in running):
         await asyncio.sleep(0.01)
+    before = [gap for seen in running for gap in seen.gaps[-16:]]
     long = await chat(port, prompt_of(num_words, 5), 1, Chat())
     begin, end = long.sent, long.arrivals[0]
     is_over = [task.done() for task in tasks]
@@ -121,4 +123,4 @@ async def interrupted(
         for a, b in zip(seen.arrivals, [*seen.arrivals[1:], end], strict=True)
         if b > begin and a < end
     ]
-    return gaps, end - begin
+    return before, gaps, end - begin

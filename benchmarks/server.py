@@ -5,9 +5,19 @@
 
 For every number of clients: tokens/s in total and per user, time to the first token (p50, p99),
 time between tokens (p99), peak memory. Then, with 4 chats running, the times between their tokens
-while one long prompt is evaluated. Then rillm's own cost of HTTP and Python: the time between
-tokens of 16 users minus a step of 16 sequences without any server. Medians of the rounds; every
-round is appended to benchmarks/results/server.jsonl.
+before and while one long prompt is evaluated: "delay" is how much longer they wait, in times of
+what they waited before (the median). Medians of the rounds; every round is appended to
+benchmarks/results/server.jsonl.
+
+Last what serving costs rillm for a step of 16 users, who get a token each:
+
+    model     time inside the model, by the server's own clock
+    serving   the rest of the step: drawing, scheduling, text, handing over
+    http cpu  processor time of the event loop, which runs beside the model
+    client    processor time of this program, which the server cannot help
+    bare      the model's time without any server: more than that, and HTTP or the client slow it
+
+HTTP and Python cost at most serving + http cpu.
 """
 
 from __future__ import annotations
@@ -23,7 +33,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +66,7 @@ def command_of(name: str, llama_server: str, model: Path, threads: int, seqs: in
     """The same work for both: llama-server divides -c by the sequences, rillm does not."""
     common = ["-m", str(model), "-t", str(threads), "-np", str(seqs), "--host", "127.0.0.1"]
     if name == "rillm":
-        return [sys.executable, "-m", "rillm", "serve", *common, "-c", "8192"]
+        return [sys.executable, "-m", "rillm", "serve", *common, "-c", "8192", "--metrics"]
     return [*shlex.split(llama_server), *common, "-c", "32768"]
 
 
@@ -114,12 +124,62 @@ def measure(server: Server, clients: int, words: int, tokens: int) -> Figures:
 
 def measure_long(server: Server, words: int, tokens: int) -> Figures:
     """Four chats while a long prompt comes in."""
-    gaps, seconds = asyncio.run(interrupted(server.port, 4, words, tokens))
+    before, gaps, seconds = asyncio.run(interrupted(server.port, 4, words, tokens))
+    usual = statistics.median(before)
     return {
+        "before ms": 1e3 * usual,
+        "delay p50": percentile(gaps, 0.5) / usual - 1,
+        "delay p99": percentile(gaps, 0.99) / usual - 1,
         "gap p50 ms": 1e3 * percentile(gaps, 0.5),
         "gap p99 ms": 1e3 * percentile(gaps, 0.99),
         "gap max ms": 1e3 * max(gaps),
         "long prompt s": seconds,
+    }
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """What has passed since the start, in seconds."""
+
+    wall: float
+    steps: float
+    model: float
+    loop: float  # processor time of the server's main thread
+    client: float
+
+    @classmethod
+    def read(cls, server: Server) -> Clocks:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as reply:
+            lines = [line.split() for line in reply.read().decode().splitlines()]
+        values = {name: value for name, value, *_ in lines if name != "#"}
+        pid = server.process.pid
+        loop = int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+        return cls(
+            time.perf_counter(),
+            float(values["llamacpp:n_decode_total"]),
+            float(values["llamacpp:model_seconds_total"]),
+            loop,
+            time.process_time(),
+        )
+
+
+def measure_cost(server: Server, words: int, tokens: int) -> Figures:
+    """Of 16 users whose prompts are in the cache, so that nearly every step is one token of each"""
+    asyncio.run(crowd(server.port, 16, words, 2))
+    a = Clocks.read(server)
+    chats = asyncio.run(crowd(server.port, 16, words, tokens))
+    b = Clocks.read(server)
+    steps = b.steps - a.steps
+    model = 1e3 * (b.model - a.model) / steps
+    # From the first token to the last: what comes before is not a step.
+    seconds = max(chat.arrivals[-1] for chat in chats) - min(chat.arrivals[0] for chat in chats)
+    step = 1e3 * seconds / (steps - 1)
+    return {
+        "step ms": step,
+        "model ms": model,
+        "serving ms": step - model,
+        "http cpu ms": 1e3 * (b.loop - a.loop) / steps,
+        "client cpu ms": 1e3 * (b.client - a.client) / steps,
     }
 
 
@@ -129,6 +189,12 @@ def show(title: str, rows: dict[str, list[Figures]]) -> None:
         figures = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
         values = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         print(f"{title:<28} {engine:<10} {values}", flush=True)
+
+
+def show_rounds(model: Path, rows: Mapping[str, dict[str, list[Figures]]]) -> None:
+    """All tests of a model."""
+    for test, engines in rows.items():
+        show(f"{model.name} {test}", engines)
 
 
 def main() -> None:
@@ -177,17 +243,16 @@ def main() -> None:
                         measure(server, 1, args.words, 8)
                         figures = measure_long(server, args.long_words, args.long_tokens)
                         note(f"{args.long_words}-word prompt", engine, figures)
-        for test, engines_of_test in rows.items():
-            show(f"{model.name} {test}", engines_of_test)
+        show_rounds(model, rows)
         if 16 in args.clients:
+            command = command_of("rillm", "", model, args.threads, 16)
+            with running("rillm", command) as server:
+                for _ in range(args.rounds):
+                    note("cost", "rillm", measure_cost(server, args.words, args.tokens))
             step = BenchTest(num_steps=args.tokens, num_seqs=16, depth=args.words)
             (bare,) = run_benchmarks(model, [step], num_threads=args.threads)
-            bare_ms = 1e3 * 16 / bare.tokens_per_second
-            # The median: some gaps hold a part of another user's prompt, and that is no overhead.
-            gap = statistics.median(each["gap p50 ms"] for each in rows["16 clients"]["rillm"])
-            note("cost of serving", "rillm", {"step ms": bare_ms, "gap ms": gap})
-            print(f"{model.name}: at 16 users {gap:.2f} ms a token, {bare_ms:.2f} ms of them the "
-                  f"model: serving costs {gap - bare_ms:.2f} ms")  # fmt: skip
+            note("cost, bare", "rillm", {"step ms": 1e3 * 16 / bare.tokens_per_second})
+            show_rounds(model, {test: rows[test] for test in ("cost", "cost, bare")})
 
 
 if __name__ == "__main__":

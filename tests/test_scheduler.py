@@ -216,10 +216,10 @@ def test_pacer_measures_decodes_again_from_time_to_time() -> None:
         else:
             pacer.observe(mixed, 0.2)
     assert zeros == 3
-    assert pacer.limit(4) == 40
+    assert pacer.limit(4) == 32
     assert pacer.limit(16) == 0  # so many were never measured
     # One decode is held up longer for the sake of many prompts.
-    assert [pacer.limit(4, num) for num in (1, 4, 8, 16)] == [40, 40, 80, 160]
+    assert [pacer.limit(4, num) for num in (1, 4, 8, 16)] == [32, 32, 64, 128]
     assert PrefillPacer(0.0).limit(4) is None
 
 

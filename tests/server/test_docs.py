@@ -26,7 +26,7 @@ RUN = {
     "js": ["node", "--input-type=module", "-e"],
 }
 # What the bundled model cannot do; the text says so.
-NOT_HERE = ("/infill", "/rerank")
+NOT_HERE = ("/infill", "/rerank", "/models/load", "/models/unload")
 
 
 @pytest.fixture(scope="module")

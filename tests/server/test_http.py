@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
 from contextlib import nullcontext
@@ -349,3 +351,40 @@ def test_answers_do_not_depend_on_what_else_runs(server):
 def test_bad_settings_are_refused(fields):
     with pytest.raises(RillmError):
         ServerConfig("model.gguf", **fields)
+
+
+def raw_stream(server, version):
+    """A stream's bytes as they come over the wire: the head, and all that follows."""
+    fields = {"prompt": "hello", "n_predict": 8, "temperature": 0, "stream": True}
+    body = json.dumps(fields).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(
+            f"POST /completion HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        with connection.makefile("rb") as reply:
+            head, _, rest = reply.read().partition(b"\r\n\r\n")
+    return head.lower(), rest
+
+
+def test_streams_are_framed_as_the_version_of_http_wants(server):
+    head, rest = raw_stream(server, "1.1")
+    assert b"transfer-encoding: chunked" in head
+    chunks = []
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunk, rest = rest[: int(size, 16)], rest[int(size, 16) :]
+        assert rest.startswith(b"\r\n")
+        chunks.append(chunk)
+        rest = rest[2:]
+    assert chunks.pop() == b""
+    assert len(chunks) == 9  # a token each, and the end
+    assert all(chunk.startswith(b"data: {") and chunk.endswith(b"}\n\n") for chunk in chunks)
+    head, rest = raw_stream(server, "1.0")
+    assert b"transfer-encoding" not in head
+    events = [event for event in rest.split(b"\n\n") if event]
+    assert [json.loads(event[6:])["content"] for event in events] == [
+        json.loads(chunk[6:])["content"] for chunk in chunks
+    ]

@@ -150,6 +150,21 @@ def test_large_headers(small):
     assert small.post("/completion", GOOD)["stop"]
 
 
+def test_a_client_that_does_not_read_its_stream(start_server):
+    """The same, while its answer is still being made: that ends with the connection."""
+    server = start_server(send_timeout=0.5)
+    body = {"prompt": "a", "n_predict": 1500, "ignore_eos": True, "n_probs": 300, "stream": True}
+    with connect(server) as connection:
+        connection.sendall(request(json.dumps(body).encode()))
+        deadline = time.monotonic() + 60
+        while not server.service.slots.num_busy:
+            assert time.monotonic() < deadline
+        while server.service.slots.num_busy:
+            assert time.monotonic() < deadline, "it is still waited for"
+            time.sleep(0.05)
+    assert server.service.slots.slots[0].last.num_decoded < 1500
+
+
 def test_a_client_that_does_not_read(start_server):
     """Its connection is given up, and not kept until the end of time."""
     server = start_server(send_timeout=0.5, embeddings=True)

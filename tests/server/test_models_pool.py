@@ -230,6 +230,54 @@ def test_a_stop_ends_who_waits(folder):
         assert [reply.status_code for reply in replies] == [503, 503]
 
 
+def test_models_are_loaded_and_unloaded_when_told(folder, server):
+    config = tiny_config(folder, models_autoload=False, context_length=256)
+    with running(config) as pool:
+        error = ask(pool, "a", 400)["error"]
+        assert error["message"] == "model a is not loaded: POST /models/load loads it"
+        assert pool.post("/models/load", {"model": "a"}) == {"success": True}
+        assert loaded(pool) == {"a"}
+        assert ask(pool, "a")["model"] == "a"
+        again = pool.post("/models/load", {"model": "a"}, 400)["error"]
+        assert again["message"] == "model is already loaded"
+        slow(pool.server.state.pool.models["a"].service)
+        answers = []
+        fields = {"n_predict": 20, "ignore_eos": True}
+        thread = threading.Thread(target=lambda: answers.append(ask(pool, "a", **fields)))
+        thread.start()
+        time.sleep(0.2)
+        assert pool.post("/models/unload", {"model": "a"}) == {"success": True}
+        thread.join(30)
+        assert answers[0]["tokens_predicted"] == 20  # it waited for who was there
+        assert loaded(pool) == set()
+        error = pool.post("/models/unload", {"model": "a"}, 400)["error"]
+        assert error["message"] == "model is not loaded"
+        pool.post("/models/load", {"model": "x"}, 404)
+        pool.post("/models/load", {"model": "broken"}, 500)
+        pool.post("/models/load", {}, 400)
+    error = server.post("/models/load", {"model": "tiny"}, 501)["error"]
+    assert "one model" in error["message"]
+
+
+def test_models_share_a_budget_of_memory(folder):
+    """What is loaded never takes more; who was used least recently makes room."""
+    size = (folder / "a.gguf").stat().st_size
+    cache = 4 << 20
+    options = {"models_max": 0, "cache_memory": cache, "context_length": 256}
+    with running(tiny_config(folder, models_memory=2 * (size + cache), **options)) as server:
+        for name in ("a", "b", "c"):
+            ask(server, name)
+        assert loaded(server) == {"b", "c"}
+        models = server.server.state.pool.models.values()
+        services = [model.service for model in models if model.service]
+        assert sum(service.loaded.num_bytes for service in services) <= 2 * (size + cache)
+    with running(tiny_config(folder, models_memory=size + cache - 1, **options)) as server:
+        error = ask(server, "a", 500)["error"]
+        assert "left of the memory set aside" in error["message"]
+    with running(tiny_config(folder, models_memory=size // 2)) as server:
+        assert "its weights take" in ask(server, "a", 500)["error"]["message"]
+
+
 class StubService:
     """As much of a Service as a pool uses."""
 
@@ -247,7 +295,7 @@ def with_pool(run, *, max_loaded=0, fits=9, names="abc"):
     """Runs a coroutine on a pool in whose memory `fits` models have room; returns what it did."""
     log, loaded = [], set()
 
-    async def load(name, path):
+    async def load(name, path, memory):
         await asyncio.sleep(0)
         if len(loaded) >= fits:
             raise CacheMemoryError("no memory")

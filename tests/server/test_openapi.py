@@ -14,7 +14,7 @@ from conftest import running, tiny_config
 from rillm.server.app import ROUTES
 
 # Replies of 501 are what these are for, with the models that there are.
-NOT_HERE = "^/(v1/)?(infill|rerank|reranking|props)$"
+NOT_HERE = "^/(v1/)?(infill|rerank|reranking|props|models/load|models/unload)$"
 
 
 def test_every_route_is_described(server):

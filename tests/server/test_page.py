@@ -10,6 +10,9 @@ from importlib.util import find_spec
 
 import pytest
 from chats import say
+from conftest import running, tiny_config
+
+from rillm.server.page import page_files
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(
@@ -41,7 +44,10 @@ def test_files(server, start_server):
 
 
 def test_nothing_comes_from_elsewhere_and_no_html_from_text(server):
-    for name in ("app.js", "api.js", "markdown.js", "texts.js", "style.css"):
+    names = [path.removeprefix("/ui/") for path in page_files() if path.endswith((".js", ".css"))]
+    assert "app.js" in names
+    assert "style.css" in names
+    for name in names:
         source = server.client.get(f"/ui/{name}").text
         assert not re.search(r"https?://[a-z]", source), name
         code = re.sub(r"//.*", "", source)
@@ -250,6 +256,40 @@ def test_languages_themes_and_phones(browser, server):
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
     context.close()
+
+
+@needs_browser
+def test_models_are_chosen_and_loaded_when_they_are_asked(browser, model_path, tmp_path):
+    for name in ("first", "second"):
+        shutil.copy(model_path, tmp_path / f"{name}.gguf")
+    config = tiny_config(tmp_path, n_predict=8, context_length=512, models_autoload=False)
+    with running(config) as server:
+        context = browser.new_context(locale="en")
+        page = context.new_page()
+        page.goto(server.url)
+        page.locator("#models").wait_for()
+        assert page.locator("#models option").all_inner_texts() == ["first", "second"]
+        assert not page.locator("#model").is_visible()
+        status = {item["id"]: item["status"]["value"] for item in server.get("/models")["data"]}
+        assert set(status.values()) == {"unloaded"}  # to look is no reason to load
+        page.select_option("#models", "second")
+        ask(page, "hello")
+        assert len(bodies(page)[1]) > 2
+        assert re.fullmatch(r"\d+ / 512", page.locator("#context").inner_text())
+        assert page.locator("#models option").all_inner_texts() == ["first", "second ●"]
+        page.reload()
+        page.locator("#models option", has_text="●").wait_for(state="attached")
+        assert page.locator("#models").input_value() == "second"
+        server.post("/models/unload", {"model": "second"})
+        page.locator(".message.assistant .tools").first.get_by_text("Again").click()
+        page.wait_for_selector("#send:not([hidden])")
+        assert "not loaded" in bodies(page)[1]
+        page.locator("#models option", has_text="●").wait_for(state="detached")
+        page.locator(".message.assistant .tools").first.get_by_text("Again").click()
+        page.locator("#models option", has_text="●").wait_for(state="attached")
+        page.wait_for_selector("#send:not([hidden])")
+        assert "not loaded" not in bodies(page)[1]
+        context.close()
 
 
 @needs_browser

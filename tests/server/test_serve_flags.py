@@ -8,6 +8,7 @@ import pytest
 
 import rillm.server
 from rillm.cli import main
+from rillm.server import ServerConfig
 from rillm.server.run import _show_access_log
 
 
@@ -114,3 +115,34 @@ def test_a_log_file(tmp_path, monkeypatch):
     assert "GET / 200" in (tmp_path / "log").read_text()
     for handler in logger.handlers:
         handler.close()
+
+
+def test_limits_have_flags_whose_defaults_are_the_servers(configured):
+    usual, plain = configured("-m", "x.gguf"), ServerConfig("x.gguf")
+    for name in ServerConfig.__slots__:
+        if name not in ("model", "cors_origins"):
+            assert getattr(usual, name) == getattr(plain, name), name
+    config = configured(
+        "-m", "x.gguf", "--max-body", "1M", "--max-headers", "8k", "--max-schema", "1000",
+        "--max-predict", 100, "--max-choices", 2, "--max-inputs", 3, "--max-stops", 4,
+        "--max-logit-bias", 5, "--max-probs", 6, "--max-waiting", 7, "--header-timeout", 8,
+        "--drain-timeout", 9, "--cache-memory", "1.5GiB",
+    )  # fmt: skip
+    assert (config.max_body_bytes, config.max_header_bytes) == (1 << 20, 8 << 10)
+    assert (config.max_schema_bytes, config.max_n_predict, config.max_choices) == (1000, 100, 2)
+    assert (config.max_inputs, config.max_stops, config.max_logit_bias) == (3, 4, 5)
+    assert (config.max_probs, config.max_waiting) == (6, 7)
+    assert (config.header_timeout, config.drain_seconds) == (8, 9)
+    assert config.cache_memory == config.engine_config().cache_memory == 3 << 29
+
+
+def test_memory_of_several_models(configured, capsys):
+    config = configured(
+        "-m", "a.gguf", "-m", "b.gguf", "--models-memory", "4G", "--no-models-autoload"
+    )
+    assert config.models_memory == 4 << 30
+    assert not config.models_autoload
+    assert configured("-m", "a.gguf", "--models-memory", "4G") == 1
+    assert "several models" in capsys.readouterr().err
+    assert configured("-m", "a.gguf", "--cache-memory", "lots") == 2
+    assert "'lots' is no size" in capsys.readouterr().err

@@ -16,14 +16,12 @@ Examples:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rillm.cli import options
-from rillm.errors import RillmError
+from rillm.cli import options, serve_options
 
 
 def serve(
@@ -36,25 +34,10 @@ def serve(
             envvar="LLAMA_ARG_MODEL",
         ),
     ] = None,
-    models_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--models-dir",
-            exists=True,
-            file_okay=False,
-            envvar="LLAMA_ARG_MODELS_DIR",
-            help="Folder of models.",
-        ),
-    ] = None,
-    models_max: Annotated[
-        int,
-        typer.Option(
-            "--models-max",
-            min=0,
-            envvar="LLAMA_ARG_MODELS_MAX",
-            help="Models in memory at the same time; 0 = as many as fit.",
-        ),
-    ] = 4,
+    models_dir: serve_options.ModelsDir = None,
+    models_max: serve_options.ModelsMax = 4,
+    models_memory: serve_options.ModelsMemory = None,
+    models_autoload: serve_options.ModelsAutoload = True,
     alias: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +115,7 @@ def serve(
             help="Must be the same as -ctk.",
         ),
     ] = None,
+    cache_memory: serve_options.CacheMemory = None,
     blas: options.Blas = "off",
     cache_prompt: Annotated[
         bool, typer.Option("--cache-prompt/--no-cache-prompt", help="Reuse common prefixes.")
@@ -263,6 +247,18 @@ def serve(
             help="Seconds for a body to arrive, and that a client may go without reading.",
         ),
     ] = 60.0,
+    max_body: serve_options.MaxBody = 32 << 20,
+    max_headers: serve_options.MaxHeaders = 64 << 10,
+    max_schema: serve_options.MaxSchema = 256 << 10,
+    max_predict: serve_options.MaxPredict = -1,
+    max_choices: serve_options.MaxChoices = 64,
+    max_inputs: serve_options.MaxInputs = 2048,
+    max_stops: serve_options.MaxStops = 64,
+    max_logit_bias: serve_options.MaxLogitBias = 4096,
+    max_probs: serve_options.MaxProbs = 1024,
+    max_waiting: serve_options.MaxWaiting = 1024,
+    header_timeout: serve_options.HeaderTimeout = 20.0,
+    drain_timeout: serve_options.DrainTimeout = 60.0,
     access_log: Annotated[
         bool,
         typer.Option("--access-log/--no-access-log", help="Log method, path, status and time."),
@@ -314,12 +310,14 @@ def serve(
     }
     template = chat_template
     if chat_template_file is not None:
-        template = _text(chat_template_file)
+        template = serve_options.text_of(chat_template_file)
     if hf_repo is not None:
         raise typer.BadParameter(f"models are files here: rillm pull {hf_repo}, then -m FILE")
     if reranking:
         raise typer.BadParameter("no model that rillm runs can rerank: leave --reranking out")
-    template_options = _json_object(chat_template_kwargs) if chat_template_kwargs else {}
+    template_options = (
+        serve_options.json_object(chat_template_kwargs) if chat_template_kwargs else {}
+    )
     if reasoning_budget == 0:
         template_options.setdefault("enable_thinking", False)
     paths = [*(model or []), *([models_dir] if models_dir is not None else [])]
@@ -328,6 +326,8 @@ def serve(
     config = ServerConfig(
         model=paths,
         models_max=models_max,
+        models_memory=models_memory,
+        models_autoload=models_autoload,
         alias=alias,
         host=host,
         port=port,
@@ -337,6 +337,7 @@ def serve(
         parallel=parallel,
         batch_size=batch_size,
         cache_type=cache_type_k.lower(),
+        cache_memory=cache_memory,
         blas=blas,
         cache_prompt=cache_prompt,
         draft_tokens=options.draft_tokens(spec_type, draft_max),
@@ -346,7 +347,7 @@ def serve(
         pooling=pooling,  # type: ignore[arg-type]  # ServerConfig checks it
         reasoning_format=reasoning_format,
         sampling={name: value for name, value in sampling.items() if value is not None},
-        api_keys=_api_keys(api_key or [], api_key_file),
+        api_keys=serve_options.api_keys(api_key or [], api_key_file),
         cors_origins=tuple(origin.strip() for origin in cors_origins.split(",")),
         slots=slots,
         metrics=metrics,
@@ -354,6 +355,18 @@ def serve(
         ui=ui,
         ssl_cert=ssl_cert_file,
         ssl_key=ssl_key_file,
+        max_body_bytes=max_body,
+        max_header_bytes=max_headers,
+        max_schema_bytes=max_schema,
+        max_n_predict=max_predict,
+        max_choices=max_choices,
+        max_inputs=max_inputs,
+        max_stops=max_stops,
+        max_logit_bias=max_logit_bias,
+        max_probs=max_probs,
+        max_waiting=max_waiting,
+        header_timeout=header_timeout,
+        drain_seconds=drain_timeout,
         body_timeout=timeout,
         send_timeout=timeout,
         access_log=access_log or verbose,
@@ -361,32 +374,3 @@ def serve(
         log_file=log_file,
     )
     raise typer.Exit(run_server(config))
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RillmError(f"--chat-template-kwargs: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RillmError("--chat-template-kwargs: must be a JSON object")
-    return value
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RillmError(f"{file}: cannot read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RillmError(f"{file}: not a text in UTF-8") from None
-
-
-def _api_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
-    keys = [key for text in given for key in text.split(",")]
-    if file is not None:
-        lines = [line.strip() for line in _text(file).splitlines()]
-        keys += [line for line in lines if line]
-        if not any(lines):
-            raise RillmError(f"{file}: holds no key; put one on a line")
-    return tuple(keys)

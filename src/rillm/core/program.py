@@ -96,6 +96,8 @@ class CompiledProgram(Handle):
         self._team, self._cache = team, cache
         self._weights = list(weights)  # they must outlive the program
         self.output_width = int(buffers[output].width)
+        # It stays where it is; a call would give the interpreter's lock away, for each sequence.
+        self._output_address = int(core.query("core_program_output", self.handle))
         self.hidden_width = 0 if hidden is None else int(buffers[hidden].width)
         self._hidden = hidden
         self.max_tokens = max_tokens
@@ -115,9 +117,7 @@ class CompiledProgram(Handle):
 
     def output_address(self, row: int = 0) -> int:
         """Where output row `row` lies: float32 [output_width]."""
-        return int(self.core.query("core_program_output", self.handle)) + 4 * row * (
-            self.output_width
-        )
+        return self._output_address + 4 * row * self.output_width
 
     def output(self, row: int) -> memoryview[float]:
         """Output row `row` as float32 [output_width]; the next run overwrites it."""

@@ -193,7 +193,9 @@ class BlockManager:
     def grow(self, sequence: Sequence, num_more: int = 0) -> bool:
         """Adds blocks until all tokens of a sequence, and num_more, have room; False if there are
         not enough."""
-        num_new = self.blocks_for(sequence.num_tokens + num_more) - len(sequence.block_table)
+        num_new = self.blocks_for(len(sequence.token_ids) + num_more) - len(sequence.block_table)
+        if num_new <= 0:  # nearly always
+            return True
         if num_new > self.num_free_blocks:
             return False
         for _ in range(num_new):

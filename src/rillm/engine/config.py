@@ -27,6 +27,7 @@ class EngineConfig:
     block_size: int = 16  # tokens of one KV cache block
     cache_type: str = "f16"  # how keys and values are stored: f16 or q8_0
     cache_memory: int | None = None  # bytes for the KV cache; None: from the memory available
+    memory: int | None = None  # bytes for weights and KV cache; None: what the machine has free
     # How much of the memory that is left beside the weights the cache may take by itself.
     cache_share: float = 0.5
     prefix_cache: bool = True  # reuse the KV of prompts that begin alike

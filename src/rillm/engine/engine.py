@@ -37,6 +37,7 @@ class EngineStats:
     drafted_tokens: int = 0  # guessed by speculation, whether they came true or not
     prompt_seconds: float = 0.0  # of steps with prompt tokens
     generation_seconds: float = 0.0  # of steps without
+    model_seconds: float = 0.0  # of both, inside the model
 
 
 class Engine:
@@ -178,8 +179,9 @@ class Engine:
             return []
         started = time.perf_counter()
         step = self.scheduler.schedule()
-        for item in step.scheduled:
-            self._generations[item.sequence.sequence_id].start()
+        if step.num_prefill_tokens:
+            for item in step.scheduled:
+                self._generations[item.sequence.sequence_id].start()
         try:
             rows = self._runner.run(step)
         except (RillmError, MemoryError) as error:
@@ -276,6 +278,7 @@ class Engine:
         """Draws one token for each sequence, from its row of logits."""
         outputs: list[Output] = []
         drawing: list[Generation] = []
+        logits_address = self._runner.logits_address
         for row, sequence in rows:
             generation = self._generations[sequence.sequence_id]
             mask = generation.request.mask_provider
@@ -285,7 +288,7 @@ class Engine:
                 outputs.append(self._fail(sequence, RillmError(f"grammar: {error}")))
                 continue
             generation.draw.prepare(
-                self._runner.logits_address(row),
+                logits_address(row),
                 sequence.token_ids,
                 sequence.num_generated_tokens,
                 address,
@@ -341,6 +344,7 @@ class Engine:
         self.scheduler.pacer.observe(step, seconds)
         stats = self.stats
         stats.num_steps += 1
+        stats.model_seconds = self._runner.model_seconds
         stats.num_decoded_sequences += step.num_decodes
         stats.num_preemptions += step.num_preempted
         stats.prompt_tokens += step.num_prefill_tokens

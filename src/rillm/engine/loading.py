@@ -58,6 +58,11 @@ class LoadedEngine(Closing):
         )
 
     @property
+    def num_bytes(self) -> int:
+        """Memory of weights and KV cache, as it is reckoned against EngineConfig.memory."""
+        return self.reader.file_size + self.cache_plan.num_bytes
+
+    @property
     def path(self) -> Path:
         """The model file (the first, where it is split)."""
         return self.reader.files[0]
@@ -91,12 +96,20 @@ def load_engine(
     try:
         model_config = read_model_config(reader)
         cache_type = _CACHE_TYPES[config.cache_type]
-        available = available_memory() - reader.file_size
-        if available <= 0 and config.cache_memory is None:
+        available = available_memory()
+        if config.memory is not None:
+            available = min(available, config.memory)
+        available -= reader.file_size
+        if available <= 0 and (config.cache_memory is None or config.memory is not None):
             raise CacheMemoryError(
                 f"{path}: its weights take {format_bytes(reader.file_size)} of memory, but only "
-                f"{format_bytes(available + reader.file_size)} are available: use a smaller "
-                "quantization, or set the KV cache's memory to try all the same"
+                f"{format_bytes(max(0, available + reader.file_size))} are available: use a smaller"
+                " quantization, or set the KV cache's memory to try all the same"
+            )
+        if config.memory is not None and (config.cache_memory or 0) > available:
+            raise CacheMemoryError(
+                f"{path}: beside its weights {format_bytes(available)} are left of the memory set "
+                f"aside, not the {format_bytes(config.cache_memory or 0)} of its KV cache"
             )
         plan = plan_cache(
             config,

@@ -106,9 +106,9 @@ class Finish:
     error: RillmError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making a frozen one takes five times as long
 class Output:
-    """One sequence's share of one step.
+    """One sequence's share of one step. Not to be changed.
 
     text: what can be shown now; it may be empty while a token's text is withheld (it could begin a
     stop string, or ends in half a character) and longer than one token when that is settled.

@@ -20,6 +20,8 @@ _MIN_CHUNK = 8
 _MIN_CHUNK_ALONE = 32
 # The first chunk of all, before any step was timed.
 _FIRST_CHUNK = 64
+# Of the delay allowed, what a chunk is cut for: some take longer than those before them did.
+_AIM = 0.8
 # Mixed steps after which the time of a step of decodes alone is measured again.
 _REMEASURE = 64
 
@@ -84,7 +86,7 @@ class PrefillPacer:
             return 0  # a step of decodes alone, to know how long that takes
         if self._mixed_seconds is None:
             return _MIN_CHUNK
-        delay = self._max_delay * decode_seconds * max(1.0, num_prompts / num_decodes)
+        delay = _AIM * self._max_delay * decode_seconds * max(1.0, num_prompts / num_decodes)
         if self._max_seconds:
             delay = min(delay, self._max_seconds)
         return max(_MIN_CHUNK, int(delay / self._mixed_seconds))

@@ -20,8 +20,9 @@ from rillm.server.errors import ApiError, from_request
 from rillm.server.gate import Gate
 from rillm.server.health import health
 from rillm.server.infill import infill
-from rillm.server.info import metrics, models, props, slots
+from rillm.server.info import metrics, props, slots
 from rillm.server.json_io import error_reply
+from rillm.server.models import load_model, models, unload_model
 from rillm.server.openai_completions import openai_completions
 from rillm.server.openapi import Route, describe, openapi
 from rillm.server.page import page, page_files
@@ -33,6 +34,7 @@ from rillm.server.schema import (
     DetokenizeBody,
     EmbeddingBody,
     InfillBody,
+    ModelBody,
     ResponsesBody,
     SlotBody,
     TokenizeBody,
@@ -50,6 +52,8 @@ ROUTES = [
     Route("GET", props, ("/props",), query=("model",)),
     Route("POST", change_props, ("/props",)),
     Route("GET", models, ("/models", "/v1/models")),
+    Route("POST", load_model, ("/models/load",), ModelBody),
+    Route("POST", unload_model, ("/models/unload",), ModelBody),
     Route("GET", slots, ("/slots",), query=("fail_on_no_slot", "model")),
     Route(
         "POST", slot_action, ("/slots/{slot_id}",), SlotBody, query=("action=save|restore|erase",)

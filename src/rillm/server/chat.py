@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -24,7 +24,7 @@ from rillm.server.jobs import Job, Part, finish_all, merged, start
 from rillm.server.json_io import JSONReply, read_object
 from rillm.server.openai import envelope, finish_reason, logprobs, new_id, usage
 from rillm.server.service import Service
-from rillm.server.sse import DONE, EventStream, event, until_disconnect
+from rillm.server.sse import DONE, EventStream, event, text_events, until_disconnect
 from rillm.server.state import service_for
 from rillm.server.tool_calls import ToolCall
 
@@ -119,18 +119,31 @@ async def _events(service: Service, task: ChatTask, jobs: Sequence[Job]) -> Asyn
     controls = task.plan.controls
     readers = [task.reader() for _ in jobs]
     begun: set[int] = set()
+    texts: dict[int, Callable[[str], bytes]] = {}
+    is_plain = not (task.body.logprobs or controls.timings_per_token)
 
     def chunk(job: Job, delta: dict[str, Any], **fields: Any) -> dict[str, Any]:
         choice = {"finish_reason": None, "index": job.index, "delta": delta, **fields}
         return {"choices": [choice], **frame}
+
+    def text_event(job: Job, text: str) -> bytes:
+        if job.index not in texts:
+            texts[job.index] = text_events(lambda text: chunk(job, {"content": text}))
+        return texts[job.index](text)
 
     async for job, part in merged(jobs):
         if job.index not in begun:
             begun.add(job.index)
             yield event(chunk(job, {"role": "assistant", "content": None}))
         reader = readers[job.index]
-        for data in _deltas(service, task, reader, part):
-            yield event(_timed(chunk(job, **data), part, controls.timings_per_token))
+        if is_plain and part is not None and part.text:
+            text = reader.push_text(part)
+            if text is not None:
+                yield text_event(job, text)
+                continue
+        for delta, probs in _deltas(service, task, reader, part):
+            data = chunk(job, delta, **probs)
+            yield event(_timed(data, part, controls.timings_per_token))
         if part is not None:
             if part.progress is not None:
                 progress = progress_object(part.progress)
@@ -155,8 +168,9 @@ def _timed(chunk: dict[str, Any], part: Part | None, wanted: bool) -> dict[str, 
 
 def _deltas(
     service: Service, task: ChatTask, reader: AnswerReader, part: Part | None
-) -> Iterator[dict[str, Any]]:
-    """The deltas of a part, or of the rest (None); logprobs go with the first."""
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The deltas of a part, or of the rest (None), and their other fields: logprobs go with the
+    first."""
     num_calls = len(reader.calls)
     pieces: Iterable[Piece] = reader.finish() if part is None else reader.push(part)
     probs: dict[str, Any] = {}
@@ -172,7 +186,7 @@ def _deltas(
             delta = {"reasoning_content": piece.text}
         else:
             delta = {"content": piece}
-        yield {"delta": delta, **probs}
+        yield delta, probs
         probs = {}
     if probs:  # a token whose text is held back, or has none
-        yield {"delta": {}, **probs}
+        yield {}, probs

@@ -257,6 +257,18 @@ class AnswerReader:
             yield from self._results("", self._tools.next_turn())
             self._strip = self._task.strips_newline
 
+    def push_text(self, part: Part) -> str | None:
+        """The same in short, for a part that is text of the answer and nothing else, as nearly all
+        are; None where it may be more: then `push` it."""
+        if self._strip or part.ends_turn or not self._tools.is_text:
+            return None
+        if self._thinking is not None and not self._thinking.is_over:
+            return None
+        if self.calls and not part.text.strip():
+            return None
+        self.content += part.text
+        return part.text
+
     def finish(self) -> Iterator[Piece]:
         """The rest, once the answer is complete."""
         thought, text = ("", "") if self._thinking is None else self._thinking.finish()

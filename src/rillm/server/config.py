@@ -26,6 +26,8 @@ class ServerConfig:
     model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     alias: str | None = None  # the name in replies; None: the path as given
     models_max: int = 4  # models in memory at the same time; 0: as many as fit
+    models_memory: int | None = None  # bytes of all of them; None: what the machine has free
+    models_autoload: bool = True  # False: only /models/load loads one
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any free one
 
@@ -103,6 +105,8 @@ class ServerConfig:
             raise RillmError("no model was given")
         if self.models_max < 0:
             raise RillmError(f"models_max must be 0 (no limit) or more, not {self.models_max}")
+        if self.models_memory is not None and not self.has_pool:
+            raise RillmError("models_memory is about several models: give --cache-memory for one")
         if self.alias is not None and self.has_pool:
             raise RillmError("alias: several models are known by the names of their files")
         if (self.ssl_cert is None) != (self.ssl_key is None):

@@ -1,4 +1,4 @@
-"""GET /props, /v1/models, /slots, /metrics: what is served, and how it is doing."""
+"""GET /props, /slots, /metrics: what is served, and how it is doing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from rillm.server.slots import Slot
 from rillm.server.state import service_for, state_of
 
 BUILD_INFO = f"rillm-{rillm.__version__}"
-OWNER = "rillm"
 
 
 async def props(request: Request) -> Response:
@@ -63,51 +62,6 @@ async def props(request: Request) -> Response:
 
 def _token_text(service: Service, token: int | None) -> str:
     return "" if token is None else service.tokenizer.token_text(token)
-
-
-async def models(request: Request) -> Response:
-    """The models, as OpenAI lists them."""
-    state = state_of(request)
-    state.require_ready()
-    if state.pool is None:
-        return JSONReply({"object": "list", "data": [_entry(await service_for(request))]})
-    data = []
-    for model in state.pool.models.values():
-        entry: dict[str, Any] = {"id": model.name, "object": "model"}
-        if model.service is not None:
-            entry = _entry(model.service)
-        status = {"value": model.status}
-        data.append({"created": state.pool.created, "owned_by": OWNER, **entry, "status": status})
-    return JSONReply({"object": "list", "data": data})
-
-
-def _entry(service: Service) -> dict[str, Any]:
-    loaded = service.loaded
-    model = loaded.model.config
-    tensors = loaded.reader.tensors.values()
-    meta = {
-        "vocab_type": 1 if loaded.reader.metadata.get("tokenizer.ggml.model") == "llama" else 2,
-        "n_vocab": model.vocab_size,
-        "n_ctx": service.context_length,
-        "n_ctx_train": model.context_length,
-        "n_embd": model.hidden_size,
-        "n_params": sum(_num_elements(tensor.shape) for tensor in tensors),
-        "size": sum(tensor.nbytes for tensor in tensors),
-    }
-    return {
-        "id": service.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": OWNER,
-        "meta": meta,
-    }
-
-
-def _num_elements(shape: Any) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 async def slots(request: Request) -> Response:
@@ -170,6 +124,12 @@ async def metrics(request: Request) -> Response:
             "counter",
             "Time of steps without prompt tokens",
             stats.generation_seconds,
+        ),
+        (
+            "model_seconds_total",
+            "counter",
+            "Of both, time inside the model: the rest is sampling, scheduling and text",
+            stats.model_seconds,
         ),
         ("n_decode_total", "counter", "Steps of the engine", stats.num_steps),
         (

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from rillm.server.errors import ApiError
 
 _log = logging.getLogger("rillm.access")
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def dump(value: object) -> bytes:
     """Compact UTF-8 JSON. A lone surrogate, which has no UTF-8, stays an escape."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _encode(value).encode("utf-8", "backslashreplace")
 
 
 class JSONReply(Response):

@@ -2,8 +2,9 @@
 
 A request holds the model that it is for until its reply is sent; such a model is never unloaded.
 Loads happen one after the other, in the order in which they were asked for. One that needs room
-takes it from the model that was used least recently; where that is still in use, it gets no new
-requests until it is free (they wait for its next load), so every request is served in the end.
+(a place among max_loaded, or memory) takes it from the model that was used least recently; where
+that is still in use, it gets no new requests until it is free (they wait for its next load), so
+every request is served in the end.
 """
 
 from __future__ import annotations
@@ -83,13 +84,17 @@ class ModelPool:
         self,
         paths: dict[str, Path],
         max_loaded: int,
-        load: Callable[[str, Path], Awaitable[Service]],
+        load: Callable[[str, Path, int | None], Awaitable[Service]],
         say: Callable[[str], None],
+        *,
+        memory: int | None = None,
     ) -> None:
-        """max_loaded: models in memory at the same time, 0 = as many as fit. load: loads one."""
+        """max_loaded: models in memory at the same time, 0 = as many as fit. memory: bytes of all
+        of them, None = what the machine has. load: loads one into so many of the bytes."""
         self.models = {name: PooledModel(name, path) for name, path in paths.items()}
         self.created = int(time.time())
         self._max_loaded = max_loaded
+        self._memory = memory
         self._load = load
         self._say = say
         self._turn = asyncio.Lock()  # first come, first served
@@ -132,6 +137,14 @@ class ModelPool:
         model.num_users -= 1
         if model.num_users == 0:
             model.idle.set()
+
+    async def unload(self, model: PooledModel) -> bool:
+        """Frees a model once its requests are through; False if it is not loaded."""
+        async with self._turn:
+            if model.service is None:
+                return False
+            await self._unload_when_idle(model)
+            return True
 
     def abort_all(self) -> None:
         """Ends everything that runs or waits; takes nothing new."""
@@ -187,24 +200,34 @@ class ModelPool:
             await self._unload_one()
         while True:
             try:
-                model.service = await self._load(model.name, model.path)
+                model.service = await self._load(model.name, model.path, self._memory_left())
                 return
             except CacheMemoryError:
                 if not self._loaded():
                     raise
                 await self._unload_one()
 
+    def _memory_left(self) -> int | None:
+        if self._memory is None:
+            return None
+        services = [model.service for model in self._loaded() if model.service is not None]
+        return max(0, self._memory - sum(service.loaded.num_bytes for service in services))
+
     def _loaded(self) -> list[PooledModel]:
         return [model for model in self.models.values() if model.service is not None]
 
     async def _unload_one(self) -> None:
         # Idle ones first; of those in use, the one that new requests came for least recently.
-        victim = min(self._loaded(), key=lambda model: (model.num_users > 0, model.last_used))
-        victim.is_leaving = True
-        if victim.num_users:
-            await victim.idle.wait()
-        await self._unload(victim)
-        self._say(f"{victim.name}: unloaded")
+        await self._unload_when_idle(
+            min(self._loaded(), key=lambda model: (model.num_users > 0, model.last_used))
+        )
+
+    async def _unload_when_idle(self, model: PooledModel) -> None:
+        model.is_leaving = True
+        if model.num_users:
+            await model.idle.wait()
+        await self._unload(model)
+        self._say(f"{model.name}: unloaded")
 
     async def _unload(self, model: PooledModel) -> None:
         service, model.service = model.service, None

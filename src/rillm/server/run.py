@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -137,7 +138,13 @@ class Server:
             if config.has_pool:
                 found = find_models(config.paths)
                 self._say(f"{len(found)} models: {', '.join(found)}")
-                self.state.pool = ModelPool(found, config.models_max, self._load_service, self._say)
+                self.state.pool = ModelPool(
+                    found,
+                    config.models_max,
+                    self._load_service,
+                    self._say,
+                    memory=config.models_memory,
+                )
             else:
                 name, path = config.model_name, config.paths[0]
                 self.state.service = await self._load_service(name, path)
@@ -153,13 +160,13 @@ class Server:
         self.ready.set()
         self._say(f"ready on {self.url}")
 
-    async def _load_service(self, name: str, path: Path) -> Service:
+    async def _load_service(self, name: str, path: Path, memory: int | None = None) -> Service:
         config = self.config
         started = time.perf_counter()
         loaded = await asyncio.to_thread(
             load_engine,
             path,
-            config.engine_config(),
+            replace(config.engine_config(), memory=memory),
             chat_template=config.chat_template,
             progress=self._loading,
         )

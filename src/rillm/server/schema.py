@@ -110,6 +110,12 @@ class InfillBody(Schema):
     prompt: str = ""
 
 
+class ModelBody(Schema):
+    """POST /models/load and /models/unload."""
+
+    model: str
+
+
 class SlotBody(Schema):
     """POST /slots/{id}?action=save|restore."""
 

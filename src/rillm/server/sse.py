@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from rillm.errors import RillmError
+from rillm.server.connection import chunk_writer
 from rillm.server.errors import ApiError, from_request
 from rillm.server.json_io import dump, error_reply
 
@@ -26,6 +28,14 @@ def event(value: object, name: str | None = None) -> bytes:
     """One event; `name` gives it an `event:` line."""
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + dump(value) + b"\n\n"
+
+
+def text_events(value_of: Callable[[str], object]) -> Callable[[str], bytes]:
+    """Makes the events that value_of(text) would, if nothing but the text differs: the rest is
+    encoded only once."""
+    mark = secrets.token_hex(16)
+    head, _, tail = event(value_of(mark)).partition(dump(mark))
+    return lambda text: head + dump(text) + tail
 
 
 class ClientGoneError(Exception):
@@ -83,9 +93,11 @@ class EventStream(Response):
         self._error_name = error_name
         self._has_begun = False
         self._last_sent = 0.0
+        self._write: Callable[[bytes], bool] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the response."""
+        self._write = chunk_writer(scope)
         tasks = (
             asyncio.ensure_future(self._produce(scope, receive, send)),
             asyncio.ensure_future(_disconnect(receive)),
@@ -129,7 +141,10 @@ class EventStream(Response):
 
     async def _send(self, send: Send, chunk: bytes) -> None:
         self._last_sent = asyncio.get_running_loop().time()
-        if not self._has_begun:
+        if self._has_begun:
+            if self._write is not None and self._write(chunk):
+                return
+        else:
             self._has_begun = True
             head: Message = {
                 "type": "http.response.start",

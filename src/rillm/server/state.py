@@ -57,15 +57,19 @@ async def service_for(
     if state.pool is None:  # what a request calls the model does not matter
         assert state.service is not None
         return state.service
-    model = _named_model(state.pool, request, body)
-    if not may_load and model.service is None:
-        raise ApiError(503, f"model {model.name} is not loaded")
+    model = named_model(state.pool, request, body)
+    if model.service is None:
+        if not may_load:
+            raise ApiError(503, f"model {model.name} is not loaded")
+        if not state.config.models_autoload and model.loading is None:
+            raise ApiError(400, f"model {model.name} is not loaded: POST /models/load loads it")
     service = await until_disconnect(request, state.pool.acquire(model))
     request.scope.setdefault(_HELD, []).append(model)
     return service
 
 
-def _named_model(pool: ModelPool, request: Request, body: Mapping[str, Any] | None) -> PooledModel:
+def named_model(pool: ModelPool, request: Request, body: Mapping[str, Any] | None) -> PooledModel:
+    """The model that a request names, the first where it names none; ApiError 404 if unknown."""
     name = (body or {}).get("model", request.query_params.get("model"))
     if name is not None and not isinstance(name, str):
         raise FieldError("model", "must be a string")

@@ -21,6 +21,11 @@ class ThinkingSplitter:
         self._state = "thinking" if is_open else "start"
         self._held = ""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all that comes is content."""
+        return self._state == "content"
+
     def push(self, text: str) -> tuple[str, str]:
         """What is certain after this piece."""
         if self._state == "content":

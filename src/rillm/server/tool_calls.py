@@ -33,12 +33,12 @@ class ToolCallParser:
         """names: of the declared tools; without any, all is text."""
         self._names = tuple(names)
         self._held = ""
-        self._is_text = not self._names
+        self.is_text = not self._names  # what comes, and is held back, is text
         self._num_braces = 0  # closing braces looked at: only a new one can end the arguments
 
     def push(self, text: str) -> list[str | ToolCall]:
         """What is certain after this piece."""
-        if self._is_text:
+        if self.is_text:
             return [text] if text else []
         self._held += text
         results: list[str | ToolCall] = []
@@ -60,7 +60,7 @@ class ToolCallParser:
     def next_turn(self) -> list[str | ToolCall]:
         """The model began another turn: a call may begin again."""
         results = self.finish()
-        self._is_text = not self._names
+        self.is_text = not self._names
         return results
 
     def finish(self) -> list[str | ToolCall]:
@@ -70,7 +70,7 @@ class ToolCallParser:
         return [text] if text else []
 
     def _take_text(self) -> str:
-        self._is_text = True
+        self.is_text = True
         text, self._held = self._held, ""
         return text
 

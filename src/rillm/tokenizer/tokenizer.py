@@ -28,6 +28,8 @@ class Tokenizer:
         self.eos_id: int | None = vocabulary.eos_id
         self.add_bos: bool = vocabulary.add_bos
         self.vocab_size: int = len(vocabulary.tokens)
+        # What StreamDecoder found tokens to be, with and without special ones (by skip_special).
+        self.pieces: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
@@ -139,12 +141,16 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pieces = tokenizer.pieces[skip_special]
 
     def push(self, token_id: int) -> str:
         """Text that is certain after this token; may be empty."""
-        if self._skip_special and self._tokenizer.is_special(token_id):
-            return ""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            is_skipped = self._skip_special and self._tokenizer.is_special(token_id)
+            piece = b"" if is_skipped else self._tokenizer.token_bytes(token_id)
+            self._pieces[token_id] = piece
+        return self._utf8.decode(piece) if piece else ""
 
     def finish(self) -> str:
         """What was held back; the decoder can then be used anew."""

@@ -2,43 +2,12 @@
 
 import { get, post, stream } from "./api.js";
 import { render } from "./markdown.js";
-import { TEXTS } from "./texts.js";
+import {
+  SAMPLING, applyTheme, loadModel, modelField, readModel, showSettings,
+} from "./settings.js";
+import { $, button, chat, keep, key, save, state, text } from "./store.js";
 
-const $ = (id) => document.getElementById(id);
-const SAMPLING = [
-  "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "max_tokens",
-  "seed",
-];
-
-function load(name, fallback) {
-  try {
-    return JSON.parse(localStorage.getItem(`rillm.${name}`)) ?? fallback;
-  } catch {
-    return fallback;
-  }
-}
-
-function save(name, value) {
-  try {
-    localStorage.setItem(`rillm.${name}`, JSON.stringify(value));
-  } catch (error) {
-    console.warn("not saved:", error); // the browser's room is used up: the chat goes on
-  }
-}
-
-const state = {
-  chats: load("chats", []), // [{id, title, messages: [{role, content, thinking, note, error}]}]
-  current: load("current", null),
-  settings: load("settings", {}),
-  language: load("language", navigator.language.startsWith("zh") ? "zh" : "en"),
-  props: null,
-  running: null, // AbortController of the answer that is coming
-};
-const text = (name) => TEXTS[state.language][name] ?? name;
-const key = () => state.settings.apiKey ?? "";
-const chat = () => state.chats.find((item) => item.id === state.current);
-
-// ---- language, theme, settings ----------------------------------------------------------
+// ---- language ---------------------------------------------------------------------------
 
 function translate() {
   document.documentElement.lang = state.language === "zh" ? "zh-CN" : "en";
@@ -54,44 +23,7 @@ function translate() {
   showMessages();
 }
 
-function applyTheme() {
-  const theme = load("theme", null);
-  if (theme) document.documentElement.dataset.theme = theme;
-}
-
-function showSettings() {
-  $("system").value = state.settings.system ?? "";
-  $("api-key").value = key();
-  const defaults = state.props?.default_generation_settings?.params ?? {};
-  $("sampling").replaceChildren(
-    ...SAMPLING.map((name) => {
-      const label = document.createElement("label");
-      const caption = document.createElement("span");
-      caption.textContent = TEXTS[state.language][name] ?? name;
-      const input = document.createElement("input");
-      input.type = "number";
-      input.step = "any";
-      input.id = `set-${name}`;
-      input.value = state.settings[name] ?? "";
-      const usual = name === "seed" ? -1 : defaults[name];
-      if (usual !== undefined) input.placeholder = String(Math.round(usual * 1000) / 1000);
-      input.addEventListener("change", () => {
-        if (input.value === "") delete state.settings[name];
-        else state.settings[name] = Number(input.value);
-        save("settings", state.settings);
-      });
-      label.append(caption, input);
-      return label;
-    }),
-  );
-}
-
 // ---- chats ------------------------------------------------------------------------------
-
-function keep() {
-  save("chats", state.chats);
-  save("current", state.current);
-}
 
 function showChats() {
   $("chat-list").replaceChildren(
@@ -105,16 +37,6 @@ function showChats() {
       return row;
     }),
   );
-}
-
-function button(label, act, name) {
-  const node = document.createElement("button");
-  node.type = "button";
-  node.className = "quiet";
-  node.textContent = label;
-  if (name) node.ariaLabel = name;
-  node.addEventListener("click", act);
-  return node;
 }
 
 function select(id) {
@@ -247,6 +169,7 @@ async function answer() {
   stop();
   const own = chat();
   const request = { messages: conversation(own.messages), timings_per_token: true };
+  Object.assign(request, modelField());
   for (const name of SAMPLING) if (name in state.settings) request[name] = state.settings[name];
   const message = { role: "assistant", content: "" };
   own.messages.push(message);
@@ -270,6 +193,12 @@ async function answer() {
     if (isAtEnd) list.scrollTop = list.scrollHeight;
   };
   try {
+    if (!state.props) {
+      message.note = text("loading");
+      show();
+      await loadModel();
+      message.note = "";
+    }
     for await (const chunk of stream("v1/chat/completions", key(), request, running.signal)) {
       const choice = chunk.choices[0];
       const { content, reasoning_content: thought } = choice?.delta ?? {};
@@ -284,6 +213,7 @@ async function answer() {
     }
   } catch (error) {
     if (error.name !== "AbortError") message.error = error.message;
+    if (state.models.length) readModel().catch(console.warn); // is it still in memory?
   }
   if (state.running === running) {
     state.running = null;
@@ -310,7 +240,8 @@ async function showPrompt() {
     const messages = conversation(chat()?.messages ?? []);
     const draft = $("input").value.trim();
     if (draft) messages.push({ role: "user", content: draft });
-    $("prompt-text").textContent = (await post("apply-template", key(), { messages })).prompt;
+    const body = { messages, ...modelField() };
+    $("prompt-text").textContent = (await post("apply-template", key(), body)).prompt;
   } catch (error) {
     $("prompt-text").textContent = error.message;
   }
@@ -338,14 +269,14 @@ async function connect() {
 
 async function readProps() {
   try {
-    state.props = await get("props", key());
-    $("model").textContent = state.props.model_alias.split("/").pop();
-    showSettings();
-    showMessages();
+    await readModel();
   } catch (error) {
     $("model").textContent = error.message;
     if (error.status === 401) $("settings").showModal();
+    return;
   }
+  showSettings();
+  showMessages();
 }
 
 function submit() {
@@ -378,6 +309,11 @@ $("menu").addEventListener("click", () => document.body.classList.toggle("menu")
 $("shade").addEventListener("click", () => document.body.classList.remove("menu"));
 $("show-prompt").addEventListener("click", showPrompt);
 $("show-settings").addEventListener("click", () => $("settings").showModal());
+$("models").addEventListener("change", () => {
+  state.settings.model = $("models").value;
+  save("settings", state.settings);
+  readProps();
+});
 $("system").addEventListener("change", () => {
   state.settings.system = $("system").value;
   save("settings", state.settings);
@@ -388,7 +324,7 @@ $("api-key").addEventListener("change", () => {
   readProps();
 });
 $("reset").addEventListener("click", () => {
-  state.settings = { apiKey: key() };
+  state.settings = { apiKey: key(), model: state.settings.model };
   save("settings", state.settings);
   showSettings();
 });

@@ -9,7 +9,7 @@ export const TEXTS = {
     thinking: "Thinking", hello: "Ask something. The conversation stays in this browser.",
     loading: "The model is being loaded", offline: "The server does not answer",
     tokens: "tokens", perSecond: "tokens/s", context: "Context used, in tokens",
-    save: "Send", cancel: "Cancel",
+    save: "Send", cancel: "Cancel", models: "Model",
     untitled: "New chat", limit: "cut off at the token limit", other: "中文",
     removeChat: "Delete this chat?", max_tokens: "Most tokens", seed: "Seed (-1: random)",
   },
@@ -21,7 +21,8 @@ export const TEXTS = {
     thinking: "思考", hello: "请提问。对话只保存在此浏览器中。",
     loading: "正在加载模型", offline: "服务器没有响应",
     tokens: "个词元", perSecond: "词元/秒", context: "已用上下文（词元）", save: "发送", cancel: "取消",
+    models: "模型",
     untitled: "新对话", limit: "已达词元上限", other: "English",
-    removeChat: "删除这个对话？", max_tokens: "最多词元", seed: "随机种子（-1：随机）",
+    removeChat: "删除这个对话？", max_tokens: "最多词元", seed: "种子（-1：随机）",
   },
 };
