@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import git_commit
 from numpy.typing import NDArray
+from record import git_commit
 
 from rillm.bench import cpu_name
 from rillm.core import allowed_cpus

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare import git_commit
+from record import fill_table, git_commit
 
 from rillm.bench import cpu_name
 from rillm.data import glm_tiny_path
@@ -43,7 +43,6 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "golden"))
 from test_smollm2 import smollm2_file
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
-DOCS = [Path(__file__).parents[1] / "docs" / f"quantisation{end}.md" for end in ("", ".zh")]
 BASE = "F32"
 TYPES = (
     "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1",
@@ -204,15 +203,9 @@ def table_rows(name: str) -> str:
 
 
 def update_docs() -> None:
-    """Puts the tables' rows where <!-- MODEL --> stands in the documents, under their heads."""
-    for path in DOCS:
-        text = path.read_text(encoding="utf-8")
-        for name in MODELS:
-            head = rf"(<!-- {name} -->\n\|.*\n\|[-|]+\|\n)(?:\|.*\n)*"
-            text, count = re.subn(head, lambda m, n=name: m[1] + table_rows(n), text)
-            if count != 1:
-                raise SystemExit(f"{path}: has no table after <!-- {name} -->")
-        path.write_text(text, encoding="utf-8")
+    """The tables of both models."""
+    for name in MODELS:
+        fill_table("quantisation", name, table_rows(name))
 
 
 def main() -> None:

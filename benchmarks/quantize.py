@@ -1,18 +1,23 @@
 """rillm quantize and llama-quantize on the same f16 file, alternating: seconds and errors.
 
-    python benchmarks/quantize.py --llama-quantize /usr/bin/llama-quantize --types Q4_0,Q4_K -t 2
+    python benchmarks/quantize.py --llama-quantize /usr/bin/llama-quantize --folder /dev/shm/q -t 2
+    python benchmarks/quantize.py ... --types Q4_K --resume      # a type at a time
+    python benchmarks/quantize.py --docs
 
-The file holds a few layers of GLM-4-9B's shape with random weights, and is in the page cache. Both
-programs read it, convert every matrix to one type (--pure) and write a file. Errors are of one
-matrix: root mean square, relative to that of the weights; with --importance both programs are given
-the same random importance matrix, and the errors are weighted by it. Medians of the rounds are
-appended to benchmarks/results/quantize.jsonl. A llama-quantize that sees another file system:
---llama-folder is what it calls --folder.
+The file holds a few layers of GLM-4-9B's shape with random weights; in a folder that is given it
+stays for the next command. On a disk both programs wait for the disk: /dev/shm shows their work.
+Both read the file, convert every matrix to one type (--pure) and write another; rillm's seconds
+hold Python's start. Errors are of one matrix: root mean square, relative to that of the weights;
+with --importance both get the same random importance matrix, and the errors are weighted by it.
+Medians of the rounds are appended to benchmarks/results/quantize.jsonl, and the newest of each type
+are the table in docs/quantisation.md (--docs: only that). --resume leaves out what this commit has
+measured. A llama-quantize that sees another file system: --llama-folder is what it calls --folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import statistics
@@ -20,21 +25,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from record import record
+from record import FOLDER, fill_table, git_commit, record
 
-from rillm.bench import cpu_name
 from rillm.core import load_core
 from rillm.gguf import GGUFReader
 from rillm.prepare import dummy
 from rillm.prepare.imatrix import write_imatrix
 
-TYPES = "Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS"
+TYPES = "Q8_0,Q6_K,Q5_1,Q5_0,Q5_K,Q4_1,Q4_0,Q4_K,IQ4_NL,IQ4_XS,Q3_K,Q2_K"
 MEASURED = "blk.0.attn_output.weight"
+KEY = ("type", "threads", "source_bytes", "importance")  # of one measurement
 
 
 def make_file(path: Path, num_layers: int) -> None:
@@ -76,74 +82,100 @@ def run_time(command: list[str]) -> float:
     return seconds
 
 
+def measured() -> list[dict[str, Any]]:
+    """All rows so far, the oldest first."""
+    path = FOLDER / "quantize.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_type(arguments: argparse.Namespace, folder: Path, theirs: Path, row: dict[str, Any]) -> str:
+    """Measures one type and records it; a line of the table."""
+    name, threads = f"source-{arguments.layers}.gguf", str(arguments.threads)
+    source = read_matrix(folder / name, MEASURED)
+    weights = np.ones(source.shape[1], np.float32)
+    ours_more: list[str] = []
+    theirs_more: list[str] = []
+    if arguments.importance:
+        make_importance(folder / name, folder / "imatrix.gguf")
+        with GGUFReader(folder / "imatrix.gguf") as reader:
+            sums = reader.tensors[f"{MEASURED}.in_sum2"]
+            weights = np.frombuffer(sums.data, np.float32).copy()
+        ours_more = ["--imatrix", str(folder / "imatrix.gguf")]
+        theirs_more = ["--imatrix", str(theirs / "imatrix.gguf")]
+    commands = {
+        "llama": [
+            *shlex.split(arguments.llama_quantize), "--pure", *theirs_more, str(theirs / name),
+            str(theirs / "llama.gguf"), row["type"], threads,
+        ],
+        "rillm": [
+            sys.executable, "-m", "rillm", "quantize", "--pure", *ours_more, "-t", threads,
+            str(folder / name), str(folder / "rillm.gguf"), row["type"],
+        ],
+    }  # fmt: skip
+    times: dict[str, list[float]] = {"llama": [], "rillm": []}
+    for _ in range(arguments.rounds):
+        for engine, command in commands.items():
+            times[engine].append(run_time(command))
+    for engine, seconds in times.items():
+        path = folder / f"{engine}.gguf"
+        wrong = np.square(read_matrix(path, MEASURED) - source).sum(axis=0) @ weights
+        row[f"{engine}_seconds"] = statistics.median(seconds)
+        row[f"{engine}_error"] = float(np.sqrt(wrong / (np.square(source).sum(axis=0) @ weights)))
+        path.unlink()
+    record("quantize", **row)
+    return line(row)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A measurement as a row of a Markdown table."""
+    theirs, ours = row["llama_seconds"], row["rillm_seconds"]
+    return (
+        f"| {row['type']} | {theirs:.2f} s | {ours:.2f} s | {theirs / ours:.1f} "
+        f"| {row['llama_error']:.5f} | {row['rillm_error']:.5f} |"
+    )
+
+
+def update_docs() -> None:
+    """The newest row of each type, without an importance matrix."""
+    newest = {row["type"]: line(row) + "\n" for row in measured() if not row["importance"]}
+    fill_table("quantisation", "speed", "".join(newest.get(name, "") for name in TYPES.split(",")))
+
+
 def main() -> None:
     """Runs the rounds and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--llama-quantize", required=True, help="command that runs llama-quantize")
+    parser.add_argument("--llama-quantize", help="command that runs llama-quantize")
     parser.add_argument("--folder", type=Path, help="where the files go [default: a temporary one]")
-    parser.add_argument("--llama-folder", help="the same folder, as llama-quantize calls it")
+    parser.add_argument("--llama-folder", type=Path, help="the folder, as llama-quantize calls it")
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("--importance", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="leave out what is measured")
+    parser.add_argument("--docs", action="store_true", help="only update the documents")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        theirs = Path(arguments.llama_folder or folder.parent) / folder.name
-        make_file(folder / "source.gguf", arguments.layers)
-        source = read_matrix(folder / "source.gguf", MEASURED)
-        weights = np.ones(source.shape[1], np.float32)
-        ours_more: list[str] = []
-        theirs_more: list[str] = []
-        if arguments.importance:
-            make_importance(folder / "source.gguf", folder / "imatrix.gguf")
-            with GGUFReader(folder / "imatrix.gguf") as reader:
-                sums = reader.tensors[f"{MEASURED}.in_sum2"]
-                weights = np.frombuffer(sums.data, np.float32).copy()
-            ours_more = ["--imatrix", str(folder / "imatrix.gguf")]
-            theirs_more = ["--imatrix", str(theirs / "imatrix.gguf")]
-
-        def error(path: Path) -> float:
-            wrong = np.square(read_matrix(path, MEASURED) - source).sum(axis=0) @ weights
-            return float(np.sqrt(wrong / (np.square(source).sum(axis=0) @ weights)))
-
-        print(f"{cpu_name()}, {arguments.threads} threads, {arguments.layers} layers\n")
+    if arguments.docs:
+        update_docs()
+        return
+    if arguments.llama_quantize is None:
+        parser.error("--llama-quantize is needed: the command that runs it")
+    with ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        source = folder / f"source-{arguments.layers}.gguf"
+        if not source.exists():
+            make_file(source, arguments.layers)
+        commit = git_commit()
+        done = {tuple(row[k] for k in KEY) for row in measured() if row["commit"] == commit}
         print("| type | llama-quantize | rillm | ratio | its error | our error |")
         print("|---|---|---|---|---|---|")
-        for type_name in arguments.types.split(","):
-            commands = {
-                "llama": [
-                    *shlex.split(arguments.llama_quantize), "--pure", *theirs_more,
-                    str(theirs / "source.gguf"), str(theirs / "llama.gguf"), type_name,
-                    str(arguments.threads),
-                ],
-                "rillm": [
-                    sys.executable, "-m", "rillm", "quantize", "--pure", *ours_more,
-                    "-t", str(arguments.threads), str(folder / "source.gguf"),
-                    str(folder / "rillm.gguf"), type_name,
-                ],
-            }  # fmt: skip
-            times: dict[str, list[float]] = {"llama": [], "rillm": []}
-            for _ in range(arguments.rounds):
-                for engine, command in commands.items():
-                    times[engine].append(run_time(command))
-            row: dict[str, Any] = {
-                "threads": arguments.threads,
-                "type": type_name,
-                "source_bytes": (folder / "source.gguf").stat().st_size,
-                "importance": arguments.importance,
-            }
-            for engine, seconds in times.items():
-                row[f"{engine}_seconds"] = statistics.median(seconds)
-                row[f"{engine}_error"] = error(folder / f"{engine}.gguf")
-            record("quantize", **row)
-            print(
-                f"| {type_name} | {row['llama_seconds']:.2f} s | {row['rillm_seconds']:.2f} s "
-                f"| {row['llama_seconds'] / row['rillm_seconds']:.1f} "
-                f"| {row['llama_error']:.5f} | {row['rillm_error']:.5f} |",
-                flush=True,
-            )
+        for name in arguments.types.split(","):
+            values = (name, arguments.threads, source.stat().st_size, arguments.importance)
+            if not (arguments.resume and values in done):
+                row = dict(zip(KEY, values, strict=True))
+                theirs = arguments.llama_folder or folder
+                print(run_type(arguments, folder, theirs, row), flush=True)
+    update_docs()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from rillm.bench import cpu_name
 
 FOLDER = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def git_commit() -> str:
@@ -33,3 +35,14 @@ def record(name: str, **fields: Any) -> None:
     FOLDER.mkdir(exist_ok=True)
     with (FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def fill_table(document: str, marker: str, rows: str) -> None:
+    """Puts rows under the head of the table after <!-- MARKER -->, in both languages."""
+    for path in (DOCS / f"{document}.md", DOCS / f"{document}.zh.md"):
+        text = path.read_text(encoding="utf-8")
+        head = rf"(<!-- {marker} -->\n\|.*\n\|[-|]+\|\n)(?:\|.*\n)*"
+        text, count = re.subn(head, lambda match: match[1] + rows, text)
+        if count != 1:
+            raise SystemExit(f"{path}: has no table after <!-- {marker} -->")
+        path.write_text(text, encoding="utf-8")

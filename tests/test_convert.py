@@ -313,7 +313,7 @@ def test_an_interrupted_conversion_keeps_the_previous_file(checkpoints, tmp_path
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoints("glm_edge_4kv"), out, progress=interrupt)
     assert out.read_text() == "previous"
-    assert os.listdir(tmp_path) == ["model.gguf"]
+    assert sorted(os.listdir(tmp_path)) == [".model.gguf.partial", "model.gguf"]
     convert(
         checkpoints("glm_edge_4kv"), out, progress=lambda done, total: seen.append((done, total))
     )

@@ -1,4 +1,5 @@
-"""Commands that write, killed at random points: nothing is left that looks whole.
+"""Commands that write, killed at random points: nothing is left that looks whole, and the next run
+goes on to the same bytes.
 
 The work runs in a forked child that gets SIGKILL, so that no handler of ours can tidy up.
 """
@@ -8,15 +9,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from checkpoint_files import fresh
 from hub_server import Hub
 
-from rillm.gguf import GGUFReader
+from rillm.gguf import GGUFError, GGUFReader
 from rillm.prepare import convert as convert_module
 from rillm.prepare.convert import convert
+from rillm.prepare.prepare_model import prepare
+from rillm.prepare.quantize import quantize
 
 KILLS = 12
 # Forks before any thread exists, so this is a process of its own. It runs the work once, to
@@ -25,6 +29,7 @@ SCRIPT = """
 import os, random, signal, sys, time
 from pathlib import Path
 from rillm.core import load_core
+from rillm.gguf import writer
 from rillm.prepare import collect_imatrix, streaming
 from rillm.prepare.convert import convert
 from rillm.prepare.prepare_model import prepare
@@ -33,6 +38,7 @@ from rillm.prepare.quantize import quantize
 
 what, source, folder, kills = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 streaming.CHUNK_WEIGHTS = 1 << 14  # many steps, of many kinds, also for a small model
+writer.KEEP_BYTES = 0  # after every tensor
 
 def work(out):
     if what == "convert":
@@ -105,7 +111,16 @@ def visible(folder):
     )
 
 
-@pytest.mark.parametrize("what", ["convert", "quantize", "prepare", "imatrix"])
+WRITERS = {
+    "convert": convert,
+    "quantize": partial(quantize, type_name="Q4_K_M"),
+    "prepare": lambda source, out, **options: prepare(
+        source, out=out, type_name="Q4_K_M", **options
+    ),
+}
+
+
+@pytest.mark.parametrize("what", [*WRITERS, "imatrix"])
 def test_a_killed_writer_leaves_no_model(what, tmp_path):
     source = fresh(tmp_path, "glm_9b", "chatglm")
     if what in ("quantize", "imatrix"):
@@ -113,7 +128,7 @@ def test_a_killed_writer_leaves_no_model(what, tmp_path):
         source = tmp_path / "f16.gguf"
     rows = run_kills(what, source, tmp_path / "out", seed=1)
     whole = (tmp_path / "out" / "whole" / "model.gguf").read_bytes()
-    leftovers = 0
+    leftovers = []
     for _, name, status in rows:
         folder = tmp_path / "out" / name
         # Either nothing, or (killed after the last step) all of it.
@@ -123,8 +138,20 @@ def test_a_killed_writer_leaves_no_model(what, tmp_path):
             assert file == "model.gguf"
             assert (folder / file).read_bytes() == whole
             GGUFReader(folder / file).close()
-        leftovers += len(list(folder.glob(".*.partial")))
-    assert leftovers > 0  # at least one was hit while it wrote
+        leftovers += folder.glob(".*.partial")
+    assert leftovers  # at least one was hit while it wrote
+    if what == "imatrix":
+        return
+    lines = []
+    for file in leftovers:
+        with pytest.raises(GGUFError):  # by no name
+            GGUFReader(file)
+        out = file.with_name("model.gguf")
+        if not out.exists():  # a folder may have been killed in twice
+            WRITERS[what](source, out, num_threads=1, report=lines.append)
+            assert out.read_bytes() == whole
+        assert list(out.parent.iterdir()) == [out]
+    assert sum("going on with" in line for line in lines) >= 2, lines
 
 
 def test_a_killed_pull_leaves_whole_files_and_parts(tmp_path, monkeypatch):

@@ -299,15 +299,55 @@ def test_interrupted(source, tmp_path):
         if done > total // 3:
             raise KeyboardInterrupt
 
+    lines = []
+    model = out / "model.gguf"
     with pytest.raises(KeyboardInterrupt):
-        quantize(source, out / "model.gguf", "Q4_0", progress=interrupt)
-    assert [path.name for path in out.iterdir()] == ["model.gguf"]
-    assert (out / "model.gguf").read_text() == "previous"
+        quantize(source, model, "Q4_0", progress=interrupt, report=lines.append)
+    assert sorted(path.name for path in out.iterdir()) == [".model.gguf.partial", "model.gguf"]
+    assert model.read_text() == "previous"
     assert seen == sorted(seen)
     assert seen[0] == 0
+    assert lines.pop().endswith("are kept; the same command goes on")
     done = []
-    result = quantize(source, out / "model.gguf", "Q4_0", progress=lambda *at: done.append(at))
+    result = quantize(
+        source, model, "Q4_0", progress=lambda *at: done.append(at), report=lines.append
+    )
+    assert 0 < done[0][0] < done[-1][0]
     assert done[-1] == (result.plan.num_bytes, result.plan.num_bytes)
+    assert "going on with an interrupted run" in lines.pop()
+    quantize(source, tmp_path / "whole.gguf", "Q4_0", report=lines.append)
+    assert model.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not lines
+    assert list(out.iterdir()) == [model]
+
+
+@pytest.mark.parametrize("change", ["type", "input", "importance", "metadata"])
+def test_interrupted_and_begun_anew(arrays, tmp_path, change):
+    source = write_gguf(tmp_path / "f16.gguf", arrays)
+    importance = {name: np.ones(array.shape[-1]) for name, array in arrays.items()}
+
+    def interrupt(done, total):
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    def run(**options):
+        quantize(source, tmp_path / "model.gguf", importance=importance, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(type_name="Q4_0", progress=interrupt)
+    kind = "Q4_1" if change == "type" else "Q4_0"
+    if change == "input":
+        write_gguf(source, make_weights(seed=1))
+    elif change == "importance":
+        importance["output.weight"][5] = 2
+    elif change == "metadata":
+        write_gguf(source, arrays, metadata=METADATA | {"general.name": "other"})
+    lines, done = [], []
+    run(type_name=kind, report=lines.append, progress=lambda *at: done.append(at[0]))
+    assert "beginning anew" in lines.pop()
+    assert done[0] == 0
+    run(type_name=kind, report=lines.append)
+    assert not lines
 
 
 def test_split_input(arrays, tmp_path):

@@ -21,6 +21,11 @@ stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def tell(line: str) -> None:
+    """A line about what is going on."""
+    stderr.print(line, markup=False)
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes for the block; yields the function(done, total) that moves it.

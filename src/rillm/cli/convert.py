@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from rillm.cli import options
-from rillm.cli.console import progress_bar, stdout
+from rillm.cli.console import progress_bar, stdout, tell
 from rillm.units import format_bytes
 
 
@@ -38,7 +38,7 @@ def convert(
     path = output or Path(f"{folder.name}.{outtype.lower()}.gguf")
     with progress_bar(f"converting {folder.name}") as progress:
         result = convert_checkpoint(
-            checkpoint, path, out_type=outtype, num_threads=threads, progress=progress
+            checkpoint, path, out_type=outtype, num_threads=threads, progress=progress, report=tell
         )
     stdout.print(
         f"{result.path}: {result.architecture}, {result.num_tensors} tensors, "

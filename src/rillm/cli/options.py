@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rillm.cli.console import progress_bar
 from rillm.core.placement import format_cpu_list, parse_cpu_list
 from rillm.errors import RillmError
-from rillm.llm import LLM
 from rillm.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from rillm.llm import LLM
 
 Model = Annotated[
     Path,
@@ -163,6 +165,8 @@ def load(
     blas: str = "off",
 ) -> LLM:
     """The model, with a progress bar while it loads. One sequence at a time."""
+    from rillm.llm import LLM  # the engine: commands without a model start faster
+
     with progress_bar(f"loading {model.name}") as progress:
         return LLM(
             model,

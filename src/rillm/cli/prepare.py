@@ -19,7 +19,7 @@ import typer
 
 from rillm.cli import options
 from rillm.cli.bars import StageBars
-from rillm.cli.console import stderr, stdout
+from rillm.cli.console import stdout, tell
 from rillm.cli.quantize import tensor_type_pair
 from rillm.units import format_bytes
 
@@ -80,7 +80,7 @@ def prepare(
             num_threads=threads,
             pull_progress=bars.pull,
             progress=bars.write,
-            report=lambda line: stderr.print(line, markup=False),
+            report=tell,
         )
     stdout.print(
         f"{result.path}: {result.plan.mix.name}, {len(result.plan.tensors)} tensors, "

@@ -26,7 +26,7 @@ from typing import Annotated
 import typer
 
 from rillm.cli import options
-from rillm.cli.console import progress_bar, stdout
+from rillm.cli.console import progress_bar, stdout, tell
 from rillm.units import format_bytes
 
 
@@ -121,6 +121,7 @@ def quantize(
             allow_requantize=allow_requantize,
             num_threads=threads,
             progress=progress,
+            report=tell,
         )
     stdout.print(f"{result.path}: {format_bytes(result.file_size)}", markup=False)
     _summary(result.plan)

@@ -23,6 +23,7 @@ writer gets the type that llama.cpp expects (see `encode_value`); `Typed(ValueTy
 from __future__ import annotations
 
 from rillm.gguf.packed import PackedTensor, Packing, packed_metadata
+from rillm.gguf.partial import bytes_left
 from rillm.gguf.reader import GGUFReader, TensorInfo
 from rillm.gguf.types import Encoded, GGMLType, GGUFError, Metadata, Value, ValueType
 from rillm.gguf.values import Typed, WriterValue
@@ -42,5 +43,6 @@ __all__ = [
     "Value",
     "ValueType",
     "WriterValue",
+    "bytes_left",
     "packed_metadata",
 ]

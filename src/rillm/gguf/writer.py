@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
-import re
 import struct
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from rillm.gguf.header import MAX_ALIGNMENT
+from rillm.gguf.partial import HASH_BYTES, PartialFile
 from rillm.gguf.types import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -28,22 +28,8 @@ from rillm.gguf.values import Typed, WriterValue, encode_string, encode_value
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+KEEP_BYTES = 128 << 20  # a run that another may go on with saves its work after so many bytes
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME of ggml.h, less the zero byte; llama.cpp refuses longer names
-
-
-def _delete_abandoned(folder: str, name: str) -> None:
-    """Deletes temporary files for `name` whose writers were killed: those that nobody has locked.
-
-    They can be gigabytes that no user sees. One that had our process id would be in our way.
-    """
-    pattern = re.compile(re.escape(f".{name}.") + r"\d{1,7}\.partial")
-    for entry in os.listdir(folder):
-        if pattern.fullmatch(entry) is None:
-            continue
-        path = os.path.join(folder, entry)
-        with suppress(OSError), open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
 
 
 class _Declared(NamedTuple):
@@ -58,6 +44,10 @@ class GGUFWriter:
     The bytes go to a temporary file beside `path` that takes its name only when all of them are on
     the disk; if anything fails, or the context is left by an exception, the temporary is deleted
     and a previous file at `path` stays as it was. No more than one chunk is in memory at a time.
+
+    With `made_from`, a text that says what the values come from, a killed or interrupted run is not
+    lost: one with the same text, metadata and tensors goes on after those that are whole, which
+    `resume` names. Then an interrupt leaves the temporary file, and only an error deletes it.
     """
 
     def __init__(
@@ -65,6 +55,8 @@ class GGUFWriter:
         path: str | os.PathLike[str],
         metadata: Mapping[str, WriterValue],
         alignment: int = DEFAULT_ALIGNMENT,
+        *,
+        made_from: str | None = None,
     ) -> None:
         self.path: str = os.fspath(path)
         if not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
@@ -84,16 +76,13 @@ class GGUFWriter:
         self._unwritten: deque[str] = deque()
         self._started = False
         self._complete = False
-        folder, name = os.path.split(self.path)
-        if not name or os.path.isdir(self.path):
+        self._made_from = made_from
+        self._head = b""
+        self._whole = 0  # bytes of the header and of whole tensors
+        if not os.path.basename(self.path) or os.path.isdir(self.path):
             raise GGUFError(f"{self.path}: is a folder; give the name of a file")
-        self._folder = folder or "."
-        self._temporary = os.path.join(folder, f".{name}.{os.getpid()}.partial")
         try:
-            _delete_abandoned(folder or ".", name)
-            self._file = open(self._temporary, "xb")  # noqa: SIM115
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._partial = PartialFile(self.path, made_from is not None)
         except (OSError, ValueError) as error:
             raise self._error(error) from error
 
@@ -118,6 +107,20 @@ class GGUFWriter:
         self._tensors[name] = _Declared(tuple(shape), type, nbytes)
         self._unwritten.append(name)
 
+    def resume(self) -> list[str]:
+        """After the last declaration: the tensors that an interrupted run has written already.
+
+        They are not written again. Where there are none, `left_over` says whether there was a run
+        that wrote something else.
+        """
+        self._start()
+        return [name for name in self._tensors if name not in self._unwritten]
+
+    @property
+    def left_over(self) -> bool:
+        """Whether an interrupted run was of another input or other options."""
+        return self._partial.left_over
+
     def write(self, name: str, chunks: Iterable[ReadableBuffer]) -> None:
         """Writes the next declared tensor: contiguous buffers whose sizes add up to its own.
 
@@ -125,7 +128,7 @@ class GGUFWriter:
         """
         field = f"{self.path}: tensor {quote(name)}"
         try:
-            if self._file.closed:
+            if self._partial.file.closed:
                 raise GGUFError(f"{field}: the file is closed")
             if not self._unwritten or name != self._unwritten[0]:
                 expected = quote(self._unwritten[0]) if self._unwritten else "none"
@@ -146,15 +149,18 @@ class GGUFWriter:
                 raise GGUFError(f"{field}: got {written} bytes of the declared {nbytes}")
             self._put(bytes(-nbytes % self._alignment))
             self._unwritten.popleft()
-        except BaseException:
-            self.discard()
+            self._whole += self._padded(name)
+            if self._partial.resumable and self._whole - self._partial.whole >= KEEP_BYTES:
+                self._keep()
+        except BaseException as error:
+            self._give_up(error)
             raise
 
     def close(self) -> None:
         """Makes the file durable and gives it its name; GGUFError if tensors are missing."""
         if self._complete:
             return
-        if self._file.closed:
+        if self._partial.file.closed:
             raise GGUFError(f"{self.path}: was not written, because of an earlier failure")
         try:
             if self._unwritten:
@@ -162,24 +168,17 @@ class GGUFWriter:
                 raise GGUFError(f"{self.path}: tensor {name}: was declared but not written")
             self._start()
             try:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                os.replace(self._temporary, self.path)
+                self._partial.finish(self._head)
                 self._complete = True
             except OSError as error:
                 raise self._error(error) from error
-        except BaseException:
-            self.discard()
+        except BaseException as error:
+            self._give_up(error)
             raise
-        self._sync_folder()
 
     def discard(self) -> None:
         """Gives up: deletes the temporary file. Harmless after `close`."""
-        with suppress(OSError):
-            self._file.close()  # flushes, which fails once more on a full disk
-        with suppress(OSError):
-            os.unlink(self._temporary)
+        self._partial.delete()
 
     def __enter__(self) -> GGUFWriter:
         return self
@@ -190,10 +189,28 @@ class GGUFWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error is None:
             self.close()
         else:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leaves what is whole to another run, where there may be one and it was not an error."""
+        if self._partial.file.closed:
+            return
+        nothing_whole = len(self._unwritten) == len(self._tensors)
+        if isinstance(error, Exception) or not self._partial.resumable or nothing_whole:
             self.discard()
+            return
+        with suppress(GGUFError):
+            self._keep()
+        self._partial.leave()
+
+    def _keep(self) -> None:
+        try:
+            self._partial.keep(self._whole)
+        except OSError as error:
+            raise self._error(error) from error
 
     def _encode_key(self, key: str, value: WriterValue) -> bytes:
         field = f"{self.path}: metadata key {quote(key)}"
@@ -214,27 +231,35 @@ class GGUFWriter:
             dims = tuple(reversed(tensor.shape))
             records.append(encode_string(name, name))
             records.append(struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.type, offset))
-            offset += tensor.nbytes + -tensor.nbytes % self._alignment
+            offset += self._padded(name)
         header = b"".join([head, self._metadata, *records])
-        self._put(header)
-        self._put(bytes(-len(header) % self._alignment))
+        header += bytes(-len(header) % self._alignment)
         self._metadata = b""
+        self._head = header[:64]  # more than the journal covers
+        self._whole = len(header)
+        try:
+            whole = 0
+            if self._made_from is not None:
+                digest = hashlib.sha256(header + self._made_from.encode()).digest()
+                whole = self._partial.resume(digest[:HASH_BYTES])
+            if whole == 0:
+                self._partial.start(header)
+        except OSError as error:
+            raise self._error(error) from error
+        while self._whole < whole:
+            self._whole += self._padded(self._unwritten.popleft())
+
+    def _padded(self, name: str) -> int:
+        """Bytes of a tensor with the padding after it."""
+        nbytes = self._tensors[name].nbytes
+        return nbytes + -nbytes % self._alignment
 
     def _put(self, data: ReadableBuffer) -> None:
         try:
-            self._file.write(data)
+            self._partial.file.write(data)
         except OSError as error:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> GGUFError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return GGUFError(f"{self.path}: cannot write: {reason}")
-
-    def _sync_folder(self) -> None:
-        """Makes the new name durable too, where the file system can."""
-        with suppress(OSError):
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rillm.core import Batch, allowed_cpus, load_core
+from rillm.core import Batch, load_core
+from rillm.engine.machine import start_team
 from rillm.gguf import GGUFError, GGUFReader
 from rillm.models import LoadedModel, load_model
 from rillm.perplexity import cut_windows
@@ -106,7 +107,7 @@ def collect(
         if report is not None:
             report(num_resumed, len(chunks))
         size = min(_BATCH_TOKENS, context)
-        team = stack.enter_context(core.team(num_threads or len(allowed_cpus())))
+        team = stack.enter_context(start_team(core, num_threads))
         loaded = load_model(
             reader, core, team, max_tokens=size, max_logits=size if process_output else 1,
             num_blocks=-(-context // _BLOCK), block_size=_BLOCK, progress=progress,

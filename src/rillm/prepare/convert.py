@@ -23,7 +23,7 @@ from rillm.prepare.errors import PrepareError
 from rillm.prepare.mixes import MIXES, fitting_type
 from rillm.prepare.model_card import general_metadata
 from rillm.prepare.quantize import QUANTIZATION_VERSION
-from rillm.prepare.streaming import Output, Progress, write_model
+from rillm.prepare.streaming import Output, Progress, Report, write_model
 from rillm.prepare.vocab import tokenizer_metadata
 
 _MODULES = (chatglm, glm, glm4, llama)
@@ -80,6 +80,7 @@ def convert(
     out_type: str = "f16",
     num_threads: int | None = None,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> ConvertResult:
     """Write the checkpoint in `checkpoint_dir` as a GGUF file.
 
@@ -100,7 +101,9 @@ def convert(
             for source in model.sources
         ]
         metadata = model.metadata | {"general.file_type": MIXES[type_.name].file_type}
-        size = write_model(out_path, metadata, outputs, num_threads=num_threads, progress=progress)
+        size = write_model(
+            out_path, metadata, outputs, num_threads=num_threads, progress=progress, report=report
+        )
     return ConvertResult(
         Path(out_path),
         model.plan.architecture,

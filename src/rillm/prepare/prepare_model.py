@@ -8,13 +8,13 @@ and quantize would give.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from rillm.gguf import GGMLType, WriterValue
+from rillm.gguf import GGMLType, WriterValue, bytes_left
 from rillm.memory_plan import MemoryPlan, plan_memory
 from rillm.models.config import read_config
 from rillm.prepare.architecture import Config, ModelPlan
@@ -32,7 +32,7 @@ from rillm.prepare.quantize import (
     importance_of,
     plan_tensors,
 )
-from rillm.prepare.streaming import Output, Progress, write_model
+from rillm.prepare.streaming import Output, Progress, Report, write_model
 
 DEFAULT_TYPE = "Q4_K_M"
 DEFAULT_CONTEXT = 4096
@@ -65,7 +65,7 @@ def prepare(
     num_threads: int | None = None,
     pull_progress: PullProgress | None = None,
     progress: Progress | None = None,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> PrepareResult:
     """Make a quantised GGUF file of `source`: a folder, or OWNER/NAME on `hub`.
 
@@ -73,7 +73,7 @@ def prepare(
     memory with a context of `context` tokens. out: NAME.TYPE.gguf here by default. folder: where a
     repository's files go, ./NAME by default; they stay, and what is there is not fetched again.
     importance, imatrix: as quantize takes them.
-    report: called with a line when a type was chosen.
+    report: called with a line when a type was chosen, or an interrupted run is gone on with.
 
     Raises PrepareError, GGUFError or CoreError; the output is only ever a whole file.
     """
@@ -105,7 +105,7 @@ def prepare(
         num_bytes = sum(size for _, size in tensor_sizes(model_plan, mix.name))
         pull(
             name, source=hub, revision=revision, out=directory, progress=pull_progress,
-            spare_bytes=num_bytes if same_disk else 0,
+            spare_bytes=max(0, num_bytes - bytes_left(path)) if same_disk else 0,
         )  # fmt: skip
     with Checkpoint(directory) as checkpoint:
         model = ConvertedModel(checkpoint)
@@ -122,7 +122,9 @@ def prepare(
             for tensor in plan.tensors
         ]
         metadata = model.metadata | {"general.file_type": mix.file_type} | origin
-        size = write_model(path, metadata, outputs, num_threads=num_threads, progress=progress)
+        size = write_model(
+            path, metadata, outputs, num_threads=num_threads, progress=progress, report=report
+        )
     return PrepareResult(path, size, plan, suggestion)
 
 

@@ -19,7 +19,7 @@ from rillm.models import ModelError, read_model_config
 from rillm.prepare.errors import PrepareError
 from rillm.prepare.imatrix import read_imatrix
 from rillm.prepare.mixes import FLOAT_TYPES, Mix, ModelFacts, TypeOptions, assign_types, find_mix
-from rillm.prepare.streaming import Output, Progress, write_model
+from rillm.prepare.streaming import Output, Progress, Report, write_model
 
 QUANTIZATION_VERSION = 2  # of the block formats: GGML_QNT_VERSION
 
@@ -151,6 +151,7 @@ def quantize(
     allow_requantize: bool = False,
     num_threads: int | None = None,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> QuantizeResult:
     """Write `in_path` to `out_path` as `type_name` ("Q4_K_M", ...; "Q4_K" means that).
 
@@ -184,7 +185,9 @@ def quantize(
             "general.file_type": mix.file_type,
             **origin,
         }
-        size = write_model(out_path, metadata, outputs, num_threads=num_threads, progress=progress)
+        size = write_model(
+            out_path, metadata, outputs, num_threads=num_threads, progress=progress, report=report
+        )
     return QuantizeResult(Path(out_path), size, plan)
 
 

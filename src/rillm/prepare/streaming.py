@@ -6,6 +6,7 @@ every core is busy without a tensor ever being in memory as a whole.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections import deque
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rillm import __version__
 from rillm.core import allowed_cpus, load_core
-from rillm.gguf import Encoded, GGMLType, GGUFWriter, Typed, WriterValue
+from rillm.gguf import Encoded, GGMLType, GGUFWriter, Typed, WriterValue, bytes_left
 from rillm.prepare.errors import PrepareError
 from rillm.prepare.floats import encode, is_finite, type_of
 from rillm.prepare.mixes import FLOAT_TYPES
+from rillm.units import format_bytes
 
 if TYPE_CHECKING:
     from rillm.core import Core
@@ -34,6 +37,8 @@ CHUNKS_PER_RELEASE = 16  # so a mapped file takes some 64 MiB, however large its
 
 # Called with (bytes done, bytes in total) of the output.
 Progress = Callable[[int, int], None]
+# Called with a line for the user.
+Report = Callable[[str], None]
 
 
 class Source(Protocol):
@@ -87,25 +92,33 @@ def write_model(
     *,
     num_threads: int | None = None,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> int:
     """Write `outputs` in order to a GGUF file; returns its size in bytes.
 
-    Uses all allowed CPUs unless `num_threads` says otherwise. Raises PrepareError for a full disk
-    or a value that is not finite; `path` is replaced only by a complete file.
+    Uses all allowed CPUs unless `num_threads` says otherwise. A run that was killed or interrupted
+    is gone on with where input and options are the same; `report` is told so. Raises PrepareError
+    for a full disk or a value that is not finite; `path` is replaced only by a complete file.
     """
     total = sum(output.num_bytes for output in outputs)
-    _check_disk(Path(path), total + _header_bytes(metadata) + 128 * len(outputs))
+    header_bytes = _header_bytes(metadata) + 128 * len(outputs)
+    _check_disk(Path(path), total + header_bytes - bytes_left(path))
     core = load_core() if any(output.type not in FLOAT_TYPES for output in outputs) else None
-    done = 0
     num_threads = num_threads or len(allowed_cpus())
     pool = ThreadPoolExecutor(num_threads)
     try:
-        with GGUFWriter(path, metadata) as writer:
+        with GGUFWriter(path, metadata, made_from=_made_from(outputs)) as writer:
             for output in outputs:
                 writer.declare(output.source.name, output.source.shape, output.type)
+            whole = set(writer.resume())
+            done = sum(output.num_bytes for output in outputs if output.source.name in whole)
+            if report and (whole or writer.left_over):
+                report(_how_it_begins(path, done, total))
             if progress:
-                progress(0, total)
+                progress(done, total)
             for output in outputs:
+                if output.source.name in whole:
+                    continue
 
                 def stream(output: Output = output) -> Iterator[memoryview]:
                     nonlocal done
@@ -120,9 +133,37 @@ def write_model(
 
                 writer.write(output.source.name, stream())
                 output.source.release()
+    except KeyboardInterrupt:
+        if report and (left := bytes_left(path)):
+            report(f"{path}: {format_bytes(left)} are kept; the same command goes on")
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return os.path.getsize(path)
+
+
+def _how_it_begins(path: str | os.PathLike[str], done: int, total: int) -> str:
+    if done:
+        return (
+            f"{path}: going on with an interrupted run, {format_bytes(done)} of "
+            f"{format_bytes(total)} are there"
+        )
+    return (
+        f"{path}: an interrupted run had another input or other options, or no tensor was whole; "
+        "beginning anew"
+    )
+
+
+def _made_from(outputs: Sequence[Output]) -> str:
+    """All that the bytes of the tensors depend on, beside what the new file's header says."""
+    lines = [f"rillm {__version__}"]
+    for name in sorted({output.source.where for output in outputs}):
+        status = os.stat(name)
+        lines.append(f"{status.st_size} bytes of {status.st_mtime_ns}")
+    for output in outputs:
+        if output.importance is not None:
+            lines.append(hashlib.sha256(output.importance.tobytes()).hexdigest())
+    return "\n".join(lines)
 
 
 def _in_order(
