@@ -25,7 +25,6 @@
 //   kMaxFloatTokens  tokens that a float matmul takes together
 //   kRegisterTokens  tokens whose sums stay in registers; where kMaxTokens is more,
 //                    block_kernel.h multiplies the larger groups and pair_kernel.h these
-//   kSumColumns      columns of which the sum of activations is kept (16 or 8)
 //   kByteOffset      added to int8 weights when they are unpacked (128 where dot wants unsigned
 //                    ones)
 //   F        kRows float32: zero set1 load store sub mul fma load_half load_bfloat16
@@ -53,12 +52,19 @@
 //     dot_block<kMaxCode, n>(I (&sum)[tokens][tiles], const W* [n][tiles][kParts], const int8_t* x,
 //        stride of x): the same sums as dot; tokens = kBlockTokens<kMaxCode, n>
 //   a column at a time (ops/column_kernel.h), where RILLM_COLUMN_TILES is defined:
-//     S, T     kRows int16 sums (they wrap) / int32 sums, in kHalves groups
-//     sset1 sadd madd<column>(S, int8_t x, W) product<column>(x, W): codes below 128 or int8
-//     widen(S)->T tadd(T, S) tproduct(S, S)->T tmadd(T, S, S); to_int16(I)->S
-//     P        one of the kParts parts of an F: pmul pfma(P, float, P) pfnma(a,b,c) = c - a*b
+//     S, T     kRows int16 sums (they wrap) / int32 sums
+//     codes are signed or below 128; activations are q[column], of the next token q[32 + column]
+//     Run(q) Run(q, start): one token's sums of a run of columns; sum()->S
+//     add_units<first, sets>(Run, q, const W (&w)[n]): += the units' codes * q[first] .., or =;
+//        n <= kMaxUnits
+//     sum_stored<first, columns>(S (&sums)[n], q, bytes): the same of wstored units for n <=
+//        kMaxStored tokens; may read kSlack bytes beyond them
+//     sum_bytes(T, q, bytes): 32 columns of int8, for one token
+//     products<runs>(S factor, const S (*sums)[1])->T: factor * (sum of the runs); to_int16(I)->S
+//     P        one of the kParts parts of an F: pmul pfma(P, float or P, P) pfnma(a,b,c) = c - a*b
+//        pload(P in memory) padd(P in memory, a, b): += a * b
 //     to_float<part>(S or T) sum_to_float<part>(S, S) products_to_float<part>(S, int, S, int)
-//     wstore(bytes, W) wsub(W, code)
+//     wstore(bytes, W) wsub(W, code) wsra<n> (of int8) wmacc(a, x, b) = a + x * b
 //
 // load/store take any alignment. Arithmetic is IEEE float32 and the same in every lane, so which
 // lane or tile a row is in never changes its bits. fma is fused where the ISA has it.

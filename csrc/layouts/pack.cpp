@@ -46,6 +46,27 @@ struct Packer {
     }
   }
 
+  // A row's 32 codes to its places in a strip of folded codes.
+  template <int kBits>
+  void pack_folded(const uint8_t* codes, int row, uint8_t* strip) const {
+    using Fold = Folded<kBits>;
+    for (int k = 0; k < kStrip;
+         k += Fold::kUnits * kGroup, strip += Fold::kVectors * rows * kGroup) {
+      for (int column = 0; column < kGroup; ++column) {
+        uint8_t units[Fold::kUnits], bytes[Fold::kVectors];
+        for (int i = 0; i < Fold::kUnits; ++i) {
+          const int code = codes[k + i * kGroup + column];
+          units[Fold::kNames[i]] = static_cast<uint8_t>(code ^ 1 << (kBits - 1));
+        }
+        if constexpr (kBits == 5) fold5(units, bytes);
+        if constexpr (kBits == 6) fold6(units, bytes);
+        for (int i = 0; i < Fold::kVectors; ++i) {
+          strip[(i * kGroup + column) * rows + row] = bytes[i];
+        }
+      }
+    }
+  }
+
   // The row's part of a block of a tile.
   template <Codes kCodes>
   void pack_block(const Format& format, const uint8_t* block, int row, uint8_t* to) const {
@@ -64,9 +85,13 @@ struct Packer {
       if constexpr (kCodes == Codes::I8) {  // unpack gives excess-128 codes
         for (int i = 0; i < kStrip; ++i) codes[k + i] ^= 0x80;
       }
-      pack_plane<kLow, 0>(codes + k, row, to);
-      if constexpr (kHigh > 0) {
-        pack_plane<kHigh, kLow>(codes + k, row, to + rows * kStrip * kLow / 8);
+      if constexpr (folds(kCodes, kColumnMajor)) {
+        pack_folded<kLow + kHigh>(codes + k, row, to);
+      } else {
+        pack_plane<kLow, 0>(codes + k, row, to);
+        if constexpr (kHigh > 0) {
+          pack_plane<kHigh, kLow>(codes + k, row, to + rows * kStrip * kLow / 8);
+        }
       }
     }
   }

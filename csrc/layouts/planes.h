@@ -9,10 +9,13 @@
 // A plane of b bits packs 8/b units into one vector: unit u lies in vector u / (8/b), shifted left
 // by b * (u mod 8/b). A strip is its low plane, then (for 5 and 6 bits) its high plane.
 // So a strip is read front to back, and an unpacked unit costs one shift and one mask.
+//
+// Where the ISA multiplies columns, codes of 5 and 6 bits are folded instead (layouts/folded.h).
 #pragma once
 
 #include "formats/format.h"
 #include "isa/simd.h"
+#include "layouts/folded.h"
 #include "unroll.h"
 
 namespace rillm {
@@ -27,6 +30,11 @@ inline constexpr int low_bits(Codes codes) {
 inline constexpr int high_bits(Codes codes) {
   return codes == Codes::U4P1 || codes == Codes::U2P1 ? 1 : codes == Codes::U4P2 ? 2 : 0;
 }
+// Codes that a unit's vector has in bytes, signed (code - 2^(bits - 1)), instead of planes.
+inline constexpr bool folds(Codes codes, bool column_major) {
+  return column_major && (codes == Codes::U4P1 || codes == Codes::U4P2);
+}
+inline constexpr bool is_folded(Codes codes) { return folds(codes, Tile::kColumnMajor); }
 inline constexpr int strip_row_bytes(Codes codes) {
   return kStrip * (low_bits(codes) + high_bits(codes)) / 8;
 }
@@ -62,14 +70,18 @@ inline Tile::W unpack_bits(const uint8_t* plane) {
 template <Codes codes, int unit>
 inline Tile::W unpack_unit(const uint8_t* strip) {
   constexpr int kLow = low_bits(codes), kHigh = high_bits(codes);
-  Tile::W code = unpack_bits<kLow, unit, 0>(strip);
-  if constexpr (codes == Codes::I8) code = Tile::wint8(code);
-  if constexpr (codes == Codes::Lut4) code = Tile::wlut(code, kIq4Values);
-  if constexpr (kHigh > 0) {
-    constexpr int kHighPlane = Tile::kRows * kStrip * kLow / 8;
-    code = Tile::wor(code, unpack_bits<kHigh, unit, kLow>(strip + kHighPlane));
+  if constexpr (is_folded(codes)) {
+    return unfold<kLow + kHigh, unit>(strip);
+  } else {
+    Tile::W code = unpack_bits<kLow, unit, 0>(strip);
+    if constexpr (codes == Codes::I8) code = Tile::wint8(code);
+    if constexpr (codes == Codes::Lut4) code = Tile::wlut(code, kIq4Values);
+    if constexpr (kHigh > 0) {
+      constexpr int kHighPlane = Tile::kRows * kStrip * kLow / 8;
+      code = Tile::wor(code, unpack_bits<kHigh, unit, kLow>(strip + kHighPlane));
+    }
+    return code;
   }
-  return code;
 }
 
 template <Codes codes>

@@ -23,9 +23,11 @@ void quantize_row(const float* x, uint8_t* buffer, int64_t token, int64_t num_to
     int8_t q[32];
     int32_t sums[kSums] = {};
     for (int k = 0; k < 32; ++k) q[k] = static_cast<int8_t>(codes[k]);
-    for (int sum = 0; sum < kSums; ++sum) {
-      for (int k = 0; k < Tile::kSumColumns; ++k) sums[sum] += codes[sum * Tile::kSumColumns + k];
+    for (int k = 0; k < 16; ++k) {
+      sums[0] += codes[k];
+      sums[1] += codes[16 + k];
     }
+    if constexpr (kSums == 3) sums[2] = sums[0] + sums[1];
     const float d = max / 127.0f;
     uint8_t* scales = strip + 32 * size + 4 * place;
     std::memcpy(strip + 32 * place, q, sizeof q);

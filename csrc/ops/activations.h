@@ -2,8 +2,9 @@
 //
 // Every 32 floats of a row (a strip) become int8 codes and one float32 scale d = max|x| / 127, so
 // x ~ d * q. (llama.cpp scales 256 together for K-quants; 32 is finer at the same cost, because d
-// is applied to a strip's integer sum anyway.) The sums of 16 codes (8 where the ISA wants them)
-// let a matmul add offset * sum and min * sum without touching the codes again.
+// is applied to a strip's integer sum anyway.) The sums of 16 codes let a matmul add offset * sum
+// and min * sum without touching the codes again; an ISA that multiplies columns gets the sum of
+// all 32 too, and so codes that lie at multiples of 8 bytes.
 //
 // Rows are stored in groups of 1, 2, 4 .. Tile::kMaxTokens tokens that a matmul kernel takes
 // together; strip by strip, so that a kernel walks one pointer:
@@ -19,7 +20,11 @@
 
 namespace rillm {
 
-inline constexpr int kSums = 32 / Tile::kSumColumns;
+#ifdef RILLM_COLUMN_TILES
+inline constexpr int kSums = 3;
+#else
+inline constexpr int kSums = 2;
+#endif
 inline constexpr int64_t kStripActivationBytes = 32 + 4 + kSums * 4;  // of one token
 
 inline constexpr int64_t q8_row_bytes(int64_t width) { return width / 32 * kStripActivationBytes; }

@@ -1,20 +1,16 @@
 // Quantised matmul where the ISA multiplies one column of a tile with one activation (RVV).
 //
-// The products go to int16 sums, as many as surely fit: a run. With kCentre subtracted a code is
-// small and so is the sum, so a run is 32 columns for 4-bit codes, 16 for 5, 8 for 6 and 2 for
-// bytes. Where the layout has a min and no offset, the min takes the centre back.
+// The products of a few columns, a run, are summed in integers (ops/column_sums.h) and then scaled.
 //
-// One token: codes are unpacked where they are used and stay unsigned. A run starts at -kCentre *
-// sum x and ends at the sum of (code - kCentre) * x; on the way it may wrap, and wraps back.
+// One token: codes are unpacked where they are used.
 // Many tokens: a strip is unpacked once, centred, into memory that stays in the first-level cache,
 // and then multiplied with kDotTokens tokens at a time, whose sums fill half of the registers.
 // The integer sums are exact and what follows is the same, so both give the same bits.
 #pragma once
 
-#include <bit>
-#include <cstring>
+#include <algorithm>
 
-#include "ops/matmul_parts.h"
+#include "ops/column_sums.h"
 #include "unroll.h"
 
 namespace rillm {
@@ -43,33 +39,21 @@ struct QuantizedKernel {
   static constexpr int kSubColumns = kStrip / kSubs;
   using Reader = ScaleReader<scales>;
 
-  static constexpr int kMaxCode = max_code(codes);
-  static constexpr bool kBytes = kMaxCode == 255;
-  static constexpr bool kOverflows = kMaxCode * 127 * kSubColumns > 32767;
-  static constexpr int kCentre = kBytes        ? 0
-                                 : offset != 0 ? offset
-                                 : kOverflows  ? (kMaxCode + 1) / 2
-                                               : 0;
+  using Sums = ColumnSums<codes, offset, kSubColumns>;
+  static constexpr bool kBytes = Sums::kBytes;
+  static constexpr int kCentre = Sums::kCentre, kRun = Sums::kRun, kRuns = Sums::kRuns;
   static constexpr int kAddBack = offset == 0 ? kCentre : 0;
-  static constexpr int run_columns() {
-    const int bound = kBytes ? 128 : std::max(kCentre, kMaxCode - kCentre);
-    int run = kSubColumns;
-    while (run * bound * 127 > 32767) run /= 2;
-    return run;
-  }
-  static constexpr int kRun = run_columns();
-  static constexpr int kRuns = kSubColumns / kRun;
-  static_assert(kCentre == 0 || kRun % Tile::kSumColumns == 0);
-  static_assert(kBytes ? kRun == 2 : kRuns <= 2);
 
-  // Two sub-blocks of a strip: their scales are multiplied with the int16 sums and added in int32.
+  // Two sub-blocks of a strip: their scales are multiplied with the int16 sums in int32, and the
+  // block's scale with the float sums of all its strips.
   static constexpr bool kIntegerScales = kSubs == 2;
   static constexpr bool kHasCodes = kFields.num_bytes > 0;
 
-  // Registers of a token's sums, and the tokens whose sums fill half of the 32: a power of two,
-  // as the sizes of groups are.
-  static constexpr int kSumRegisters = Tile::kParts * (kBytes || kIntegerScales ? 6 : 2 * kRuns);
-  static constexpr int kDotTokens = std::bit_floor(std::clamp(20u / kSumRegisters, 1u, 4u));
+  // Tokens that are multiplied together: their sums fill half of the registers, and with two runs
+  // or products with scales one token's do.
+  static constexpr int kDotTokens = kBytes || kIntegerScales ? 1
+                                    : kRuns == 2             ? std::max(2, Tile::kMaxStored / 2)
+                                                             : Tile::kMaxStored;
 
   // The scales of a block as they lie in memory; a sub-block's are unpacked when it comes to it.
   struct PackedScales : Reader {
@@ -80,14 +64,15 @@ struct QuantizedKernel {
       Tile::S scale, min;
       template <int i>
       Tile::P factor() const {
-        if constexpr (!kHasCodes) return block.d().part[i];
-        return Tile::pmul(block.d().part[i], Tile::template to_float<i>(scale));
+        if constexpr (!kHasCodes) return Tile::pload(block.d().part[i]);
+        return Tile::pmul(Tile::pload(block.d().part[i]), Tile::template to_float<i>(scale));
       }
       // What a row adds for every unit of the activations' sum, where it does.
       template <int i>
       Tile::P constant(Tile::P factor) const {
-        if constexpr (!kHasCodes) return Tile::pfma(factor, kAddBack, block.m().part[i]);
-        return Tile::pfnma(block.m().part[i], Tile::template to_float<i>(min),
+        if constexpr (!kHasCodes)
+          return Tile::pfma(factor, kAddBack, Tile::pload(block.m().part[i]));
+        return Tile::pfnma(Tile::pload(block.m().part[i]), Tile::template to_float<i>(min),
                            Tile::pmul(factor, kAddBack));
       }
     };
@@ -125,11 +110,11 @@ struct QuantizedKernel {
       Tile::F factors, constants;
       template <int i>
       Tile::P factor() const {
-        return factors.part[i];
+        return Tile::pload(factors.part[i]);
       }
       template <int i>
       Tile::P constant(Tile::P) const {
-        return constants.part[i];
+        return Tile::pload(constants.part[i]);
       }
     };
     struct IntegerSub {
@@ -145,125 +130,6 @@ struct QuantizedKernel {
     Tile::F d_, m_;
     Sub subs_[kStrips * kSubs];
   };
-
-  // One strip of some tokens of a group (ops/activations.h), from the token that q points at.
-  struct Activations {
-    const int8_t* q;
-    const uint8_t* numbers;
-    int64_t stride;  // bytes between a token's numbers
-
-    float d(int token) const { return read<float>(token, 0); }
-    // The sum of `count` activations from column `first`.
-    int32_t sum(int token, int first, int count) const {
-      int32_t total = 0;
-      for (int k = first; k < first + count; k += Tile::kSumColumns) {
-        total += read<int32_t>(token, 1 + k / Tile::kSumColumns);
-      }
-      return total;
-    }
-    template <class Number>
-    Number read(int token, int index) const {
-      Number number;
-      const void* from = numbers + 4 * token + index * stride;
-      std::memcpy(&number, __builtin_assume_aligned(from, 4), sizeof number);
-      return number;
-    }
-  };
-
-  // The run's integer sums for n tokens; unit(index) gives the codes of kGroup columns.
-  template <int n, bool centred, int first, class Unit>
-    requires(Tile::kColumnBlocks)
-  RILLM_INLINE static void sum_run(const Activations& x, Unit&& unit, Tile::S (&sums)[n]) {
-    unroll<n>([&](auto token) RILLM_INLINE {
-      const bool is_at_0 = centred || kCentre == 0;
-      sums[token] = Tile::sset1(is_at_0 ? 0 : -kCentre * x.sum(token, first, kRun));
-    });
-    using Blocks = std::enable_if_t<(n > 0), Tile>;  // dependent: other tiles have no such name
-    Blocks::template add_columns<first, kRun, kStrip>(sums, x.q, unit);
-  }
-  template <int n, bool centred, int first, class Unit>
-  RILLM_INLINE static void sum_run(const Activations& x, Unit&& unit, Tile::S (&sums)[n]) {
-    // Two sums in turn, where one group of registers would have products wait for each other.
-    constexpr int kChains = n * Tile::kHalves == 1 && kRun > 8 ? 2 : 1;
-    // Units that are unpacked together share the bytes that they come from, and the vector unit
-    // changes its register grouping (vsetvli) less often.
-    constexpr int kUnitsOfRun = kRun / Tile::kGroup;
-    constexpr int kStep = std::min(kUnitsOfRun, centred                                      ? 8
-                                                : Tile::kGroup == 1 && high_bits(codes) == 0 ? 4
-                                                                                             : 2);
-    Tile::S chain[n][kChains];
-    if constexpr (!centred && kCentre != 0) {
-      unroll<n>([&](auto token) RILLM_INLINE {
-        chain[token][0] = Tile::sset1(-kCentre * x.sum(token, first, kRun));
-      });
-    }
-    const int8_t* q = x.q;
-    unroll<kUnitsOfRun / kStep>([&](auto step) RILLM_INLINE {
-      constexpr int kUnit = first / Tile::kGroup + step * kStep;
-      // Keeps the compiler from loading all activations first and spilling them, and pin keeps it
-      // from moving the unpacking between the multiplications again.
-      asm volatile("" : "+r"(q));
-      Tile::W w[kStep];
-      if constexpr (!centred) {
-        unroll<kStep>([&](auto i)
-                          RILLM_INLINE { w[i] = unit(std::integral_constant<int, kUnit + i>{}); });
-        unroll<kStep>([&](auto i) RILLM_INLINE { Tile::pin(w[i]); });
-      }
-      unroll<kStep * Tile::kGroup>([&](auto k) RILLM_INLINE {
-        constexpr int kOfRun = step * kStep * Tile::kGroup + k;
-        constexpr bool kStarts = kOfRun < kChains && (centred || kCentre == 0 || kOfRun > 0);
-        if constexpr (centred && k % Tile::kGroup == 0) {
-          w[k / Tile::kGroup] = unit(std::integral_constant<int, kUnit + k / Tile::kGroup>{});
-        }
-        unroll<n>([&](auto token) RILLM_INLINE {
-          constexpr int kColumn = k % Tile::kGroup;
-          const int8_t activation = q[kStrip * token + first + kOfRun];
-          Tile::S& sum = chain[token][kOfRun % kChains];
-          if constexpr (kStarts) {
-            sum = Tile::template product<kColumn>(activation, w[k / Tile::kGroup]);
-          } else {
-            sum = Tile::template madd<kColumn>(sum, activation, w[k / Tile::kGroup]);
-          }
-        });
-      });
-    });
-    unroll<n>([&](auto token) RILLM_INLINE {
-      sums[token] = chain[token][0];
-      if constexpr (kChains == 2) sums[token] = Tile::sadd(sums[token], chain[token][1]);
-    });
-  }
-
-  // Bytes: pairs of columns, added in int32.
-  template <int n, class Unit>
-    requires(Tile::kColumnBlocks)
-  RILLM_INLINE static void sum_pairs(const Activations& x, Unit&& unit, Tile::T (&sums)[n]) {
-    using Blocks = std::enable_if_t<(n > 0), Tile>;  // as above
-    Blocks::template add_pairs<kStrip>(sums, x.q, unit);
-  }
-  template <int n, class Unit>
-  RILLM_INLINE static void sum_pairs(const Activations& x, Unit&& unit, Tile::T (&sums)[n]) {
-    constexpr int kStep = std::max(1, 2 / Tile::kGroup);
-    const int8_t* q = x.q;
-    unroll<kUnits / kStep>([&](auto step) RILLM_INLINE {
-      asm volatile("" : "+r"(q));  // as in sum_run
-      Tile::W w[kStep];
-      unroll<kStep>([&](auto i) RILLM_INLINE {
-        w[i] = unit(std::integral_constant<int, step * kStep + i>{});
-      });
-      unroll<kStep * Tile::kGroup / 2>([&](auto pair) RILLM_INLINE {
-        constexpr int kEven = 2 * pair, kOdd = 2 * pair + 1;
-        constexpr int kColumn = step * kStep * Tile::kGroup + kEven;
-        unroll<n>([&](auto token) RILLM_INLINE {
-          const int8_t* activation = q + kStrip * token + kColumn;
-          Tile::S sum =
-              Tile::template product<kEven % Tile::kGroup>(activation[0], w[kEven / Tile::kGroup]);
-          sum =
-              Tile::template madd<kOdd % Tile::kGroup>(sum, activation[1], w[kOdd / Tile::kGroup]);
-          sums[token] = kColumn == 0 ? Tile::widen(sum) : Tile::tadd(sums[token], sum);
-        });
-      });
-    });
-  }
 
   // One scale for the strip: y += d * (factor * sum of code * x + constant * sum of x).
   template <int n, class Sub, class ToFloat>
@@ -286,66 +152,67 @@ struct QuantizedKernel {
         if constexpr (Reader::kHasMin) {
           strip[token] = Tile::pfma(constant, sum[token], strip[token]);
         }
-        Tile::P& to = y[token].part[part];
-        to = Tile::pfma(strip[token], d[token], to);
+        Tile::padd(y[token].part[part], strip[token], d[token]);
       });
     });
   }
 
-  // Two scales: y += d * (block's d * (sum of scale * sum of code * x) - m * (sum of min * sum x)).
-  template <int n, bool centred, class Scale, class Unit>
-  RILLM_INLINE static void add_integer(const Scale& scale, int strip, Unit&& unit,
-                                       const Activations& x, Tile::F* y) {
-    Tile::T total[n];
-    unroll<kSubs * kRuns>([&](auto run) RILLM_INLINE {
-      Tile::S sums[n];
-      sum_run<n, centred, run * kRun>(x, unit, sums);
-      const auto& factor = scale.sub(kSubs * strip + run / kRuns).scale;
-      unroll<n>([&](auto token) RILLM_INLINE {
-        total[token] = run == 0 ? Tile::tproduct(factor, sums[token])
-                                : Tile::tmadd(total[token], factor, sums[token]);
+  // Two scales, one token: sums += d * (scale * sum of code * x). Where a row has a min, y -= m * d
+  // * (sum of min * sum of x).
+  template <class Scale, class SumRun>
+  RILLM_INLINE static void add_integer(const Scale& scale, int strip, SumRun&& sum_run,
+                                       const Activations& x, Tile::F* block_sums, Tile::F* y) {
+    unroll<kSubs>([&](auto sub) RILLM_INLINE {
+      Tile::S sums[kRuns][1];
+      unroll<kRuns>([&](auto run) RILLM_INLINE {
+        sum_run(std::integral_constant<int, sub * kRuns + run>{}, sums[run]);
       });
-    });
-    asm volatile("" : "+r"(y));  // as above
-    unroll<n>([&](auto token) RILLM_INLINE {
+      const auto& factor = scale.sub(kSubs * strip + sub).scale;
+      asm volatile("" : "+r"(block_sums));  // one pointer, as in add_scaled
+      const Tile::T total = Tile::template products<kRuns>(factor, sums);
       unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-        Tile::P& to = y[token].part[part];
-        const Tile::P sum = Tile::template to_float<part>(total[token]);
-        to = Tile::pfma(Tile::pmul(sum, scale.d().part[part]), x.d(token), to);
+        Tile::padd(block_sums->part[part], Tile::template to_float<part>(total), x.d(0));
       });
     });
     if constexpr (Reader::kHasMin) {
+      asm volatile("" : "+r"(y));
       const auto& first = scale.sub(kSubs * strip);
       const auto& second = scale.sub(kSubs * strip + 1);
-      unroll<n>([&](auto token) RILLM_INLINE {
-        const int32_t sum = x.sum(token, 0, kSubColumns);
-        const int32_t next = x.sum(token, kSubColumns, kSubColumns);
-        unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-          Tile::P& to = y[token].part[part];
-          const Tile::P mins =
-              Tile::template products_to_float<part>(first.min, sum, second.min, next);
-          to = Tile::pfma(Tile::pmul(mins, scale.m().part[part]), -x.d(token), to);
-        });
+      const int32_t sum = x.sum(0, 0, kSubColumns), next = x.sum(0, kSubColumns, kSubColumns);
+      unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
+        const Tile::P mins =
+            Tile::template products_to_float<part>(first.min, sum, second.min, next);
+        Tile::padd(y->part[part], Tile::pmul(mins, Tile::pload(scale.m().part[part])), -x.d(0));
       });
     }
   }
+  // At the end of a block: y += block's d * sums.
+  template <int n>
+  RILLM_INLINE static void add_block(const Tile::F& d, const Tile::F* block_sums, Tile::F* y) {
+    unroll<n>([&](auto token) RILLM_INLINE {
+      unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
+        Tile::padd(y[token].part[part], Tile::pload(d.part[part]),
+                   Tile::pload(block_sums[token].part[part]));
+      });
+    });
+  }
 
-  // Adds one strip of the tile times n tokens to their sums.
-  template <int n, bool centred, class Scale, class Unit>
-  RILLM_INLINE static void add_tokens(const Scale& scale, int strip, Unit&& unit,
-                                      const Activations& x, Tile::F* y) {
+  // Adds one strip of the tile times n tokens to their sums. sum_run(run, sums) gives the integer
+  // sums of a run, or of all columns for bytes.
+  template <int n, class Scale, class SumRun>
+  RILLM_INLINE static void add_tokens(const Scale& scale, int strip, SumRun&& sum_run,
+                                      const Activations& x, Tile::F* block_sums, Tile::F* y) {
     if constexpr (kIntegerScales) {
-      add_integer<n, centred>(scale, strip, unit, x, y);
+      add_integer(scale, strip, sum_run, x, block_sums, y);
     } else if constexpr (kBytes) {
-      Tile::T sums[n];
-      sum_pairs<n>(x, unit, sums);
-      const auto to_float = [&](auto token, auto part)
-                                RILLM_INLINE { return Tile::template to_float<part>(sums[token]); };
+      Tile::T sums;
+      sum_run(0, sums);
+      const auto to_float = [&](auto, auto part)
+                                RILLM_INLINE { return Tile::template to_float<part>(sums); };
       add_scaled<n>(scale.sub(strip), x, to_float, y);
     } else {
       Tile::S sums[kRuns][n];
-      unroll<kRuns>([&](auto run)
-                        RILLM_INLINE { sum_run<n, centred, run * kRun>(x, unit, sums[run]); });
+      unroll<kRuns>([&](auto run) RILLM_INLINE { sum_run(run, sums[run]); });
       const auto to_float = [&](auto token, auto part) RILLM_INLINE {
         if constexpr (kRuns == 1) {
           return Tile::template to_float<part>(sums[0][token]);
@@ -362,26 +229,34 @@ struct QuantizedKernel {
     for (int64_t block = 0; block < num_blocks; ++block) {
       prefetch_next<scale_bytes(scales)>(data);
       const PackedScales scale(data);
+      Tile::F block_sums = Tile::zero();
       data += scale_bytes(scales);
       unroll<kStrips>([&](auto strip) RILLM_INLINE {
         asm volatile("" : "+r"(data), "+r"(activations));
         prefetch_next<strip_bytes(codes)>(data);
         const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip,
                                4};
-        const auto unit = [&](auto i) RILLM_INLINE { return unpack_unit<codes, i>(data); };
-        add_tokens<1, false>(scale, strip, unit, x, &y);
+        const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
+          if constexpr (kBytes) {
+            Tile::sum_bytes(sums, x.q, data);
+          } else {
+            sums[0] = Sums::template sum_packed<run * kRun>(x, data);
+          }
+        };
+        add_tokens<1>(scale, strip, sum_run, x, &block_sums, &y);
         data += strip_bytes(codes);
         activations += kStripActivationBytes;
       });
+      if constexpr (kIntegerScales) add_block<1>(scale.d(), &block_sums, &y);
     }
   }
 
   // Adds one strip of the tile times n tokens to their sums.
   template <int n>
   RILLM_INLINE static void add_strip(const uint8_t* data, const UnpackedScales& scale, int strip,
-                                     const uint8_t* activations, Tile::F (&y)[n]) {
+                                     const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
     constexpr int kTokens = std::min(n, kDotTokens);
-    alignas(64) uint8_t buffer[kUnits * kUnitBytes];
+    alignas(64) uint8_t buffer[kUnits * kUnitBytes + Tile::kSlack];
     const uint8_t* from = data;
     if constexpr (codes != Codes::I8) {
       constexpr int kStep = std::min(kUnits, 4);
@@ -390,25 +265,32 @@ struct QuantizedKernel {
         unroll<kStep>([&](auto i)
                           RILLM_INLINE { w[i] = unpack_unit<codes, step * kStep + i>(data); });
         unroll<kStep>([&](auto i) RILLM_INLINE {
-          if constexpr (kCentre != 0) w[i] = Tile::wsub(w[i], kCentre);
+          if constexpr (Sums::kUnsigned) w[i] = Tile::wsub(w[i], kCentre);
           Tile::wstore(buffer + (step * kStep + i) * kUnitBytes, w[i]);
         });
       });
       from = buffer;
     }
-    const auto unit = [&](auto i) RILLM_INLINE { return Tile::wload(from + i * kUnitBytes); };
     const UnpackedScales* scales_of_block = &scale;
     const auto* q = reinterpret_cast<const int8_t*>(activations);
     const uint8_t* numbers = activations + kStrip * n;
-    Tile::F* to = y;
 #pragma GCC unroll 1
     for (int first = 0; first < n; first += kTokens) {
-      // Else the compiler loads all units before the loop and keeps an address for every vector.
+      // Else the compiler keeps an address for every vector that the loop reads.
       asm volatile("" : "+r"(from), "+r"(scales_of_block));
-      add_tokens<kTokens, true>(*scales_of_block, strip, unit, Activations{q, numbers, 4 * n}, to);
+      const Activations x = {q, numbers, 4 * n};
+      const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
+        if constexpr (kBytes) {
+          Tile::sum_bytes(sums, x.q, from);
+        } else {
+          Sums::template sum_stored<run * kRun>(x, from, sums);
+        }
+      };
+      add_tokens<kTokens>(*scales_of_block, strip, sum_run, x, block_sums, y);
       q += kTokens * kStrip;
       numbers += 4 * kTokens;
-      to += kTokens;
+      block_sums += kTokens;
+      y += kTokens;
     }
   }
 
@@ -418,14 +300,19 @@ struct QuantizedKernel {
     for (int64_t block = 0; block < num_blocks; ++block) {
       prefetch_next<scale_bytes(scales)>(data);
       const UnpackedScales scale{PackedScales(data)};
+      Tile::F block_sums[n];
+      if constexpr (kIntegerScales) {
+        unroll<n>([&](auto token) RILLM_INLINE { block_sums[token] = Tile::zero(); });
+      }
       data += scale_bytes(scales);
 #pragma GCC unroll 1
       for (int strip = 0; strip < kStrips; ++strip) {
         prefetch_next<strip_bytes(codes)>(data);
-        add_strip<n>(data, scale, strip, activations, y);
+        add_strip<n>(data, scale, strip, activations, block_sums, y);
         data += strip_bytes(codes);
         activations += n * kStripActivationBytes;
       }
+      if constexpr (kIntegerScales) add_block<n>(scale.d(), block_sums, y);
     }
   }
 
@@ -436,7 +323,7 @@ struct QuantizedKernel {
     unroll<n>([&](auto token) RILLM_INLINE { y[token] = Tile::zero(); });
     const uint8_t* activations = x + first_token * q8_row_bytes(w.cols);
     const int64_t num_blocks = w.cols / kFields.block_size;
-    if constexpr (n == 1) {
+    if constexpr (n == 1 && codes != Codes::Lut4) {
       run_alone(w.tile(tile), activations, num_blocks, y[0]);
     } else {
       run_batch<n>(w.tile(tile), activations, num_blocks, y);

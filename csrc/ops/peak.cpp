@@ -16,12 +16,11 @@ constexpr int64_t kSteps = 4096;  // between two looks at the clock
 
 // The products of one step go to so many sums, which hide the latency and fit the registers.
 #ifdef RILLM_COLUMN_TILES
-constexpr int kSums = 2;
-constexpr int64_t kMacs = Tile::kRows;
+constexpr int kSums = Tile::kMaxUnits;  // units of codes, that is
 #else
 constexpr int kSums = sizeof(Tile::W) == 64 ? 12 : 5;
-constexpr int64_t kMacs = int64_t{Tile::kRows} * Tile::kGroup;
 #endif
+constexpr int64_t kMacs = int64_t{Tile::kRows} * Tile::kGroup;
 
 alignas(64) uint8_t codes[kSums * sizeof(Tile::W)] = {1, 2, 3, 5, 8, 13, 21, 34};
 alignas(64) int8_t activations[64] = {1, -2, 3, -5, 8, -13, 21, -34};
@@ -37,13 +36,13 @@ void multiply_int8() {
   const uint8_t* bytes = opaque(codes);
   const int8_t* inputs = opaque(activations);
 #ifdef RILLM_COLUMN_TILES
-  const Tile::W w = Tile::wload(bytes);
-  Tile::S sum[kSums];
-  unroll<kSums>([&](auto i) RILLM_INLINE { sum[i] = Tile::sset1(0); });
+  Tile::W w[kSums];
+  unroll<kSums>([&](auto i) RILLM_INLINE { w[i] = Tile::wload(bytes + i * sizeof(Tile::W)); });
+  Tile::Run run(inputs, 0);
   for (int64_t step = 0; step < kSteps; ++step) {
-    const int8_t x = inputs[step % 64];
-    unroll<kSums>([&](auto i) RILLM_INLINE { sum[i] = Tile::template madd<0>(sum[i], x, w); });
+    Tile::add_units<0, false>(run, inputs, w);
   }
+  Tile::S sum[1] = {run.sum()};
 #else
   Tile::W w[kSums][1];
   Tile::I sum[kSums];

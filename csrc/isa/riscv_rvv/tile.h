@@ -1,40 +1,28 @@
 // The row tiles of RVV: what layouts/ and the column kernel need (contract in isa/simd.h).
 #pragma once
 
-#include "isa/riscv_rvv/lmul.h"
+#include "isa/riscv_rvv/columns.h"
 #include "unroll.h"
 
 #define RILLM_COLUMN_TILES  // see isa/simd.h
 
 namespace rillm {
 
-struct RowTile {
-  static constexpr int kRows = kVlen == 128 ? 64 : 128;
-  static constexpr int kGroup = kVlen / 2 / kRows;  // columns of a W: it fills an m4 group
+struct RowTile : ColumnTile {
   static constexpr bool kColumnMajor = true;
   static constexpr bool kByteShifts = true;
   static constexpr int kMaxTokens = 16;
   static constexpr int kByteOffset = 0;
-  static constexpr bool kColumnBlocks = false;  // add_columns and add_pairs are there
-  static constexpr int kSumColumns = 8;         // 6-bit codes need the sums of 8 activations
+  static constexpr int kMaxFloatTokens = kParts < 4 ? 4 / kParts : 1;
 
-  // A column of a tile is one or two groups of bytes, which share the scalar that they are
-  // multiplied with; its int16 sums are as many groups of twice the size. Scale codes are one
-  // group of bytes, float and int32 lanes one to four of m4.
+  // The int16 sums of part i, in two registers. Scale codes are one group of bytes, float and
+  // int32 lanes one to four of m4.
 #if __riscv_v_fixed_vlen < 1024
-#define RILLM_B(name) name##m2
-#define RILLM_S(name) name##m4
-  using Sums = RILLM_VECTOR(vint16m4_t, 32);
-  static constexpr int kHalves = 4 * kRows / kVlen;
   template <int i>
   static vint16m2_t quarter(vint16m4_t sums) {
     return __riscv_vget_v_i16m4_i16m2(sums, i);
   }
 #else
-#define RILLM_B(name) name##m1
-#define RILLM_S(name) name##m2
-  using Sums = RILLM_VECTOR(vint16m2_t, 16);
-  static constexpr int kHalves = 1;
   template <int i>
   static vint16m2_t quarter(vint16m2_t sums) {
     return sums;
@@ -63,25 +51,12 @@ struct RowTile {
   }
 #endif
 
-  using Part = Group<4>;
-  static constexpr int kLanes = Part::kLanes;
-  static constexpr int kParts = kRows / kLanes;
-  static constexpr int kHalfRows = kRows / kHalves;
-  static constexpr int kMaxFloatTokens = kParts < 4 ? 4 / kParts : 1;
-
   struct F {
     Part::F32 part[kParts];
-  };
-  struct T {
-    Part::I32 part[kParts];
-  };
-  struct S {
-    Sums half[kHalves];
   };
   struct Scalar {
     float value;
   };
-  using W = RILLM_VECTOR(vuint8m4_t, 32);
 
   // make(index) for every part, or half.
   template <class Out, class Make>
@@ -154,12 +129,6 @@ struct RowTile {
     });
   }
 
-  // Has `a` computed here, and not where the compiler's scheduler would like it.
-  static void pin(W& a) {
-    vuint8m4_t group = a;  // clang has no register for the fixed-length type
-    asm volatile("" : "+vr"(group));
-    a = group;
-  }
   // Whole registers: these loads and stores do not depend on vtype, so that none has to be set.
   static W wload(const uint8_t* p) { return *reinterpret_cast<const W*>(p); }
   static void wstore(uint8_t* p, W a) { *reinterpret_cast<W*>(p) = a; }
@@ -174,6 +143,14 @@ struct RowTile {
   static W wshr(W a) {
     return __riscv_vsrl(a, n, kRows * kGroup);
   }
+  template <int n>
+  static W wsra(W a) {
+    const auto shifted = __riscv_vsra(__riscv_vreinterpret_i8m4(a), n, kRows * kGroup);
+    return __riscv_vreinterpret_u8m4(shifted);
+  }
+  static W wmacc(W sum, uint8_t factor, W a) {  // sum + factor * a, modulo 256
+    return __riscv_vmacc(sum, factor, a, kRows * kGroup);
+  }
   static W wint8(W a) { return a; }
   static W wlut(W a,
                 const int8_t* table) {  // at m1: vrgather is quadratic in LMUL
@@ -187,39 +164,14 @@ struct RowTile {
         __riscv_vrgather(lut, __riscv_vget_v_u8m4_u8m1(a, 3), kBytes));
   }
 
-  static S sset1(int x) {
-    return each_half(
-        [&](auto) { return RILLM_S(__riscv_vmv_v_x_i16)(static_cast<int16_t>(x), kHalfRows); });
-  }
-  static S sadd(const S& a, const S& b) {
-    return each_half([&](auto i) { return __riscv_vadd(a.half[i], b.half[i], kHalfRows); });
-  }
-  // Column `column` of w, signed or below 128, half `i`.
-  template <int column, int i>
-  static auto bytes(W w) {
-    return RILLM_B(__riscv_vget_i8)(__riscv_vreinterpret_i8m4(w), column * kHalves + i);
-  }
-  template <int column>
-  static S madd(const S& sum, int8_t x, W w) {
-    return each_half(
-        [&](auto i) { return __riscv_vwmacc(sum.half[i], x, bytes<column, i>(w), kHalfRows); });
-  }
-  template <int column>
-  static S product(int8_t x, W w) {
-    return each_half([&](auto i) { return __riscv_vwmul(bytes<column, i>(w), x, kHalfRows); });
-  }
-  static T widen(const S& a) {
-    return each<T>([&](auto i) { return __riscv_vsext_vf2(part_of<i>(a), kLanes); });
-  }
-  static T tadd(const T& a, const S& b) {
-    return each<T>([&](auto i) { return __riscv_vwadd_wv(a.part[i], part_of<i>(b), kLanes); });
-  }
-  static T tproduct(const S& a, const S& b) {
-    return each<T>([&](auto i) { return __riscv_vwmul(part_of<i>(a), part_of<i>(b), kLanes); });
-  }
-  static T tmadd(const T& sum, const S& a, const S& b) {
-    return each<T>(
-        [&](auto i) { return __riscv_vwmacc(sum.part[i], part_of<i>(a), part_of<i>(b), kLanes); });
+  // factor * (sums of one run, or of two).
+  template <int num_runs>
+  RILLM_INLINE static T products(const S& factor, const S (*sums)[1]) {
+    return each<T>([&](auto i) RILLM_INLINE {
+      const auto total = __riscv_vwmul(part_of<i>(factor), part_of<i>(sums[0][0]), kLanes);
+      if constexpr (num_runs == 1) return total;
+      return __riscv_vwmacc(total, part_of<i>(factor), part_of<i>(sums[num_runs - 1][0]), kLanes);
+    });
   }
 
   // One part of the lanes at a time: a whole F may fill half of the registers.
@@ -245,6 +197,11 @@ struct RowTile {
   static P pmul(P a, P b) { return __riscv_vfmul(a, b, kLanes); }
   static P pmul(P a, float b) { return __riscv_vfmul(a, b, kLanes); }
   static P pfma(P a, float b, P c) { return __riscv_vfmacc(c, b, a, kLanes); }
+  static P pfma(P a, P b, P c) { return __riscv_vfmacc(c, a, b, kLanes); }
+  // From memory, and in memory: sum += a * b.
+  static P pload(const P& a) { return a; }
+  static void padd(P& sum, P a, float b) { sum = pfma(a, b, sum); }
+  static void padd(P& sum, P a, P b) { sum = pfma(a, b, sum); }
   static P pfnma(P a, P b, P c) { return __riscv_vfnmsac(c, a, b, kLanes); }  // c - a * b
 };
 

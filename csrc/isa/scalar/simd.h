@@ -22,7 +22,6 @@ struct Simd {
   static constexpr int kMaxTokens = 4;  // more would only spill
   static constexpr int kMaxFloatTokens = kMaxTokens;
   static constexpr int kByteOffset = 0;
-  static constexpr int kSumColumns = 16;
   static constexpr int kScores = 8;
 
   struct F {

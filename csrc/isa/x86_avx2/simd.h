@@ -26,7 +26,6 @@ struct Simd {
   static constexpr int kMaxTokens = 64;
   static constexpr int kMaxFloatTokens = 4;
   static constexpr int kByteOffset = 0;
-  static constexpr int kSumColumns = 16;
   static constexpr int kScores = 8;
 
   using F = __m256;

@@ -27,7 +27,6 @@ struct Simd {
   static constexpr int kMaxTokens = 16;  // 16 sums + 8 units + scales fill the 32 registers
   static constexpr int kMaxFloatTokens = kMaxTokens;
   static constexpr int kByteOffset = 128;
-  static constexpr int kSumColumns = 16;
   static constexpr int kScores = 16;
 
   using F = __m512;

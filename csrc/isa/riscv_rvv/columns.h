@@ -1,0 +1,336 @@
+// The multiplications of RVV 1.0's row tiles, in assembly: in the order in which they should run,
+// with nothing between them.
+//
+// A core that runs in order waits for a load that the next instruction needs. So the activation of
+// the next column is loaded before the products of this one (after the last column, a byte that
+// nobody uses), and stored codes a block ahead. Compilers move a load back to where it is used, and
+// copy sums that are handed from intrinsic to intrinsic.
+//
+// Names in the texts: x, y: the activation of this column and the next, of token 0; x1, y1 of token
+// 1 ..; a, b: the sums. kFirst: the column that the text begins with.
+#pragma once
+
+#include <cstdint>
+
+#include "isa/riscv_rvv/lmul.h"
+#include "unroll.h"
+
+// clang-format off: assembly, a line for each instruction
+#define RILLM_MUL(sum, x, codes) "vwmul.vx %[" sum "]," codes ",%[" x "]\n\t"
+#define RILLM_MACC(sum, x, codes) "vwmacc.vx %[" sum "],%[" x "]," codes "\n\t"
+#define RILLM_X(x, at) "lb %[" x "],%[first]+" at "(%[q])\n\t"
+
+// Unpacked codes g, h: the two groups of a column, or two columns.
+#if __riscv_v_fixed_vlen < 512
+#define RILLM_PAIR(op, x, y, next, after, g, h) \
+  RILLM_X(y, next) op("a", x, "%[" g "]") op("b", x, "%[" h "]")
+#define RILLM_PAIRS_2(op) \
+  RILLM_PAIR(op, "x", "y", "1", "", "g0", "g1") RILLM_PAIR(RILLM_MACC, "y", "x", "2", "", "g2", "g3")
+#define RILLM_PAIRS_3(op) RILLM_PAIRS_2(op) RILLM_PAIR(RILLM_MACC, "x", "y", "3", "", "g4", "g5")
+#define RILLM_PAIRS_4(op) RILLM_PAIRS_3(op) RILLM_PAIR(RILLM_MACC, "y", "x", "4", "", "g6", "g7")
+#else
+#define RILLM_PAIR(op, next, after, g, h) \
+  RILLM_X("y", next) op("a", "x", "%[" g "]") RILLM_X("x", after) op("b", "y", "%[" h "]")
+#define RILLM_PAIRS_2(op) \
+  RILLM_PAIR(op, "1", "2", "g0", "g1") RILLM_PAIR(RILLM_MACC, "3", "4", "g2", "g3")
+#define RILLM_PAIRS_3(op) RILLM_PAIRS_2(op) RILLM_PAIR(RILLM_MACC, "5", "6", "g4", "g5")
+#define RILLM_PAIRS_4(op) RILLM_PAIRS_3(op) RILLM_PAIR(RILLM_MACC, "7", "8", "g6", "g7")
+#endif
+
+// Stored codes: 8 registers at a time, in v8..v15 and v16..v23 in turn. COLUMN is one of these: a
+// column's products for 1, 2 or 4 tokens, its codes in r and (where it has two groups) s.
+#define RILLM_NEXT_CODES(v) "addi %[p],%[p],%[block]\n\tvl8re8.v " v ",(%[p])\n\t"
+#if __riscv_v_fixed_vlen < 512
+#define RILLM_COLUMN_1(op, x, y, k, r, s) \
+  RILLM_X(y, k "+1") op("a", x, r) op("b", x, s)
+#define RILLM_COLUMN_2(op, x, y, k, r, s) \
+  RILLM_COLUMN_1(op, x, y, k, r, s) RILLM_X(y "1", k "+33") op("a1", x "1", r) op("b1", x "1", s)
+#define RILLM_OCTET(COLUMN, op, k)                                                                \
+  RILLM_NEXT_CODES("v16")                                                                         \
+  COLUMN(op, "x", "y", k "+0", "v8", "v10") COLUMN(RILLM_MACC, "y", "x", k "+1", "v12", "v14")    \
+  RILLM_NEXT_CODES("v8")                                                                          \
+  COLUMN(RILLM_MACC, "x", "y", k "+2", "v16", "v18") COLUMN(RILLM_MACC, "y", "x", k "+3", "v20", "v22") \
+  RILLM_NEXT_CODES("v16")                                                                         \
+  COLUMN(RILLM_MACC, "x", "y", k "+4", "v8", "v10") COLUMN(RILLM_MACC, "y", "x", k "+5", "v12", "v14") \
+  RILLM_NEXT_CODES("v8")                                                                          \
+  COLUMN(RILLM_MACC, "x", "y", k "+6", "v16", "v18") COLUMN(RILLM_MACC, "y", "x", k "+7", "v20", "v22")
+#define RILLM_OCTET_2 RILLM_OCTET
+#else
+#define RILLM_COLUMN_1(op, x, y, k, r) RILLM_X(y, k "+1") op("a", x, r)
+#define RILLM_COLUMN_2(op, x, y, k, r) \
+  RILLM_COLUMN_1(op, x, y, k, r) RILLM_X(y "1", k "+33") op("a1", x "1", r)
+#define RILLM_COLUMN_4(op, x, y, k, r) \
+  RILLM_COLUMN_2(op, x, y, k, r) RILLM_X(y "2", k "+65") op("a2", x "2", r) \
+  RILLM_X(y "3", k "+97") op("a3", x "3", r)
+#if __riscv_v_fixed_vlen == 512
+#define RILLM_OCTET(COLUMN, op, k)                                                      \
+  RILLM_NEXT_CODES("v16")                                                               \
+  COLUMN(op, "x", "y", k "+0", "v8") COLUMN(RILLM_MACC, "y", "x", k "+1", "v10")        \
+  COLUMN(RILLM_MACC, "x", "y", k "+2", "v12") COLUMN(RILLM_MACC, "y", "x", k "+3", "v14") \
+  RILLM_NEXT_CODES("v8")                                                                \
+  COLUMN(RILLM_MACC, "x", "y", k "+4", "v16") COLUMN(RILLM_MACC, "y", "x", k "+5", "v18") \
+  COLUMN(RILLM_MACC, "x", "y", k "+6", "v20") COLUMN(RILLM_MACC, "y", "x", k "+7", "v22")
+#define RILLM_OCTET_2 RILLM_OCTET
+#else
+#define RILLM_8_COLUMNS(COLUMN, op, k, r0, r1, r2, r3, r4, r5, r6, r7)              \
+  COLUMN(op, "x", "y", k "+0", r0) COLUMN(RILLM_MACC, "y", "x", k "+1", r1)         \
+  COLUMN(RILLM_MACC, "x", "y", k "+2", r2) COLUMN(RILLM_MACC, "y", "x", k "+3", r3) \
+  COLUMN(RILLM_MACC, "x", "y", k "+4", r4) COLUMN(RILLM_MACC, "y", "x", k "+5", r5) \
+  COLUMN(RILLM_MACC, "x", "y", k "+6", r6) COLUMN(RILLM_MACC, "y", "x", k "+7", r7)
+#define RILLM_OCTET(COLUMN, op, k) \
+  RILLM_NEXT_CODES("v16")          \
+  RILLM_8_COLUMNS(COLUMN, op, k, "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15")
+#define RILLM_OCTET_2(COLUMN, op, k) \
+  RILLM_NEXT_CODES("v8")             \
+  RILLM_8_COLUMNS(COLUMN, op, k, "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23")
+#endif
+#endif
+#define RILLM_OCTETS_1(COLUMN) RILLM_OCTET(COLUMN, RILLM_MUL, "0")
+#define RILLM_OCTETS_2(COLUMN) RILLM_OCTETS_1(COLUMN) RILLM_OCTET_2(COLUMN, RILLM_MACC, "8")
+#define RILLM_OCTETS_4(COLUMN)                                   \
+  RILLM_OCTETS_2(COLUMN) RILLM_OCTET(COLUMN, RILLM_MACC, "16") \
+  RILLM_OCTET_2(COLUMN, RILLM_MACC, "24")
+
+
+// Bytes: the products of pairs of columns, then int32 sums. The codes are in v8..v15.
+#if __riscv_v_fixed_vlen < 512
+#define RILLM_PRODUCTS(k)                                                                   \
+  RILLM_X("y", k "+1") "vwmul.vx v16,v8,%[x]\n\t" "vwmul.vx v20,v10,%[x]\n\t"               \
+  RILLM_X("x", k "+2") "vwmacc.vx v16,%[y],v12\n\t" "vwmacc.vx v20,%[y],v14\n\t"
+#define RILLM_ADDS                                                                           \
+  "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t1],%[t1],v18\n\t" "vwadd.wv %[t2],%[t2],v20\n\t" \
+  "vwadd.wv %[t3],%[t3],v22\n\t"
+#define RILLM_ROUNDS(ROUND)                                                             \
+  ROUND("0") ROUND("2") ROUND("4") ROUND("6") ROUND("8") ROUND("10") ROUND("12")       \
+  ROUND("14") ROUND("16") ROUND("18") ROUND("20") ROUND("22") ROUND("24") ROUND("26")  \
+  ROUND("28") RILLM_LAST_ROUND("30")
+#else
+#define RILLM_PRODUCT(k, s, r0, r1)                                                     \
+  RILLM_X("y", k "+1") "vwmul.vx " s "," r0 ",%[x]\n\t" RILLM_X("x", k "+2")            \
+  "vwmacc.vx " s ",%[y]," r1 "\n\t"
+#if __riscv_v_fixed_vlen == 512
+#define RILLM_PRODUCTS(k) \
+  RILLM_PRODUCT(k, "v16", "v8", "v10") RILLM_PRODUCT(k "+2", "v20", "v12", "v14")
+#define RILLM_ADDS                                                                           \
+  "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t1],%[t1],v18\n\t" "vwadd.wv %[t0],%[t0],v20\n\t" \
+  "vwadd.wv %[t1],%[t1],v22\n\t"
+#define RILLM_ROUNDS(ROUND)                                                       \
+  ROUND("0") ROUND("4") ROUND("8") ROUND("12") ROUND("16") ROUND("20") ROUND("24") \
+  RILLM_LAST_ROUND("28")
+#else
+#define RILLM_PRODUCTS(k)                                                                      \
+  RILLM_PRODUCT(k, "v16", "v8", "v9") RILLM_PRODUCT(k "+2", "v18", "v10", "v11")               \
+  RILLM_PRODUCT(k "+4", "v20", "v12", "v13") RILLM_PRODUCT(k "+6", "v22", "v14", "v15")
+#define RILLM_ADDS                                                                           \
+  "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t0],%[t0],v18\n\t" "vwadd.wv %[t0],%[t0],v20\n\t" \
+  "vwadd.wv %[t0],%[t0],v22\n\t"
+#define RILLM_ROUNDS(ROUND) ROUND("0") ROUND("8") ROUND("16") RILLM_LAST_ROUND("24")
+#endif
+#endif
+#define RILLM_LAST_ROUND(k)                                                    \
+  "vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)        \
+  "vsetvli zero,%[lanes],e16,m2,ta,ma\n\t" RILLM_ADDS
+#define RILLM_ROUND(k)                                                         \
+  "vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)        \
+  RILLM_NEXT_CODES("v8") "vsetvli zero,%[lanes],e16,m2,ta,ma\n\t" RILLM_ADDS
+// clang-format on
+
+namespace rillm {
+
+struct ColumnTile {
+  static constexpr int kRows = kVlen == 128 ? 64 : 128;
+  static constexpr int kGroup = kVlen / 2 / kRows;  // columns of a W: it fills an m4 group
+  using W = RILLM_VECTOR(vuint8m4_t, 32);
+
+  // A column of a tile is one or two groups of bytes, which share the scalar that they are
+  // multiplied with; its int16 sums are as many groups of twice the size.
+#if __riscv_v_fixed_vlen < 1024
+#define RILLM_BYTES_M "m2"
+#define RILLM_B(name) name##m2
+#define RILLM_S(name) name##m4
+  using Sums = RILLM_VECTOR(vint16m4_t, 32);
+  using SumGroup = vint16m4_t;
+  using ByteGroup = vint8m2_t;
+  static constexpr int kHalves = 4 * kRows / kVlen;
+#else
+#define RILLM_BYTES_M "m1"
+#define RILLM_B(name) name##m1
+#define RILLM_S(name) name##m2
+  using Sums = RILLM_VECTOR(vint16m2_t, 16);
+  using SumGroup = vint16m2_t;
+  using ByteGroup = vint8m1_t;
+  static constexpr int kHalves = 1;
+#endif
+  static constexpr int kHalfRows = kRows / kHalves;
+  struct S {
+    Sums half[kHalves];
+  };
+  using Part = Group<4>;
+  static constexpr int kLanes = Part::kLanes;
+  static constexpr int kParts = kRows / kLanes;
+  struct T {
+    Part::I32 part[kParts];
+  };
+
+  static S sset1(int x) {
+    S sum;
+    unroll<kHalves>([&](auto i) RILLM_INLINE {
+      sum.half[i] = RILLM_S(__riscv_vmv_v_x_i16)(static_cast<int16_t>(x), kHalfRows);
+    });
+    return sum;
+  }
+
+  // The sums of a run of columns that are unpacked step by step, and the next column's activation.
+  struct Run {
+    Sums a, b;  // of the two halves, or of every other column
+    int64_t x;
+
+    explicit Run(const int8_t* q) : x(*q) {}
+    Run(const int8_t* q, int start) : x(*q) {
+      const S sum = sset1(start);
+      a = sum.half[0];
+      b = kHalves == 2 ? a : sset1(0).half[0];
+    }
+    S sum() const {
+#if __riscv_v_fixed_vlen < 512
+      return {{a, b}};
+#else
+      return {{__riscv_vadd(a, b, kHalfRows)}};
+#endif
+    }
+  };
+
+  static constexpr int kMaxUnits = kVlen < 1024 ? 4 : 2;  // of add_units
+
+  // Adds the products of n units with the activations q[first] .. , or sets the sums to them.
+  template <int first, bool sets, int n>
+  RILLM_INLINE static void add_units(Run& run, const int8_t* q, const W (&w)[n]) {
+    constexpr int kPerUnit = kVlen < 1024 ? 2 : 4, kGroups = n * kPerUnit;
+    static_assert(kGroups % 2 == 0 && kGroups >= 4 && kGroups <= 8);
+    const auto group = [&]<int i>() RILLM_INLINE -> ByteGroup {
+      const vint8m4_t codes = __riscv_vreinterpret_i8m4(w[i / kPerUnit]);
+      return RILLM_B(__riscv_vget_i8)(codes, i % kPerUnit);
+    };
+    const auto& from = *reinterpret_cast<const int8_t(*)[33]>(q);
+    const int64_t vl = kHalfRows;
+    SumGroup a = run.a, b = run.b;
+    int64_t x = run.x, y;
+#define RILLM_UNIT(i) [g##i] "vr"(group.template operator()<i>())
+#define RILLM_UNITS(constraint, text, ...)                                               \
+  asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" text                  \
+               : [a] constraint(a), [b] constraint(b), [x] "+&r"(x), [y] "=&r"(y)        \
+               : [vl] "r"(vl), [q] "r"(q), "m"(from), [first] "i"(first), RILLM_UNIT(0), \
+                 RILLM_UNIT(1), RILLM_UNIT(2), RILLM_UNIT(3) __VA_OPT__(, ) __VA_ARGS__  \
+               : "vl", "vtype")
+#define RILLM_6_UNITS RILLM_UNIT(4), RILLM_UNIT(5)
+#define RILLM_8_UNITS RILLM_6_UNITS, RILLM_UNIT(6), RILLM_UNIT(7)
+    if constexpr (sets) {
+      if constexpr (kGroups == 4) RILLM_UNITS("=&vr", RILLM_PAIRS_2(RILLM_MUL));
+      if constexpr (kGroups == 6) RILLM_UNITS("=&vr", RILLM_PAIRS_3(RILLM_MUL), RILLM_6_UNITS);
+      if constexpr (kGroups == 8) RILLM_UNITS("=&vr", RILLM_PAIRS_4(RILLM_MUL), RILLM_8_UNITS);
+    } else {
+      if constexpr (kGroups == 4) RILLM_UNITS("+vr", RILLM_PAIRS_2(RILLM_MACC));
+      if constexpr (kGroups == 6) RILLM_UNITS("+vr", RILLM_PAIRS_3(RILLM_MACC), RILLM_6_UNITS);
+      if constexpr (kGroups == 8) RILLM_UNITS("+vr", RILLM_PAIRS_4(RILLM_MACC), RILLM_8_UNITS);
+    }
+#undef RILLM_8_UNITS
+#undef RILLM_6_UNITS
+#undef RILLM_UNITS
+#undef RILLM_UNIT
+    run.a = a;
+    run.b = b;
+    run.x = kHalves == 2 && kGroups == 6 ? y : x;
+  }
+
+  // Stored codes may be read kSlack bytes beyond the last column.
+  static constexpr int kSlack = kVlen;
+  static constexpr int kMaxStored = kHalves == 2 ? 2 : 4;  // tokens
+
+  // The sums of kColumns columns of stored codes, signed or below 128, for n tokens: activation k
+  // of a token is at q[first + k], the next token's 32 on.
+  template <int first, int kColumns, int n>
+  RILLM_INLINE static void sum_stored(S (&sums)[n], const int8_t* q, const uint8_t* codes) {
+    static_assert(n <= kMaxStored);
+    const int64_t vl = kHalfRows;
+    int64_t x = q[first];
+    [[maybe_unused]] int64_t x1, x2, x3, y, y1, y2, y3;
+    [[maybe_unused]] SumGroup a, a1, b, b1;
+    if constexpr (n >= 2) x1 = q[32 + first];
+    if constexpr (n == 4) x2 = q[64 + first], x3 = q[96 + first];
+#define RILLM_STORED(COLUMN, ...)                                                     \
+  if constexpr (kColumns == 8) RILLM_STORED_OF(RILLM_OCTETS_1(COLUMN), __VA_ARGS__);  \
+  if constexpr (kColumns == 16) RILLM_STORED_OF(RILLM_OCTETS_2(COLUMN), __VA_ARGS__); \
+  if constexpr (kColumns == 32) RILLM_STORED_OF(RILLM_OCTETS_4(COLUMN), __VA_ARGS__)
+#define RILLM_STORED_OF(text, ...)                                                              \
+  asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\tvl8re8.v v8,(%[p])\n\t" text   \
+               : [p] "+&r"(codes), __VA_ARGS__                                                  \
+               : [vl] "r"(vl), [q] "r"(q), [first] "i"(first), [block] "i"(kVlen)               \
+               : "vl", "vtype", "memory", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", \
+                 "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23")
+#define RILLM_TOKEN_0 [x] "+&r"(x), [y] "=&r"(y), [a] "=&vr"(a)
+#define RILLM_TOKEN(t) [x##t] "+&r"(x##t), [y##t] "=&r"(y##t), [a##t] "=&vr"(a##t)
+#if __riscv_v_fixed_vlen < 512
+    if constexpr (n == 1) {
+      RILLM_STORED(RILLM_COLUMN_1, RILLM_TOKEN_0, [b] "=&vr"(b));
+    } else {
+      RILLM_STORED(RILLM_COLUMN_2, RILLM_TOKEN_0, [b] "=&vr"(b), RILLM_TOKEN(1), [b1] "=&vr"(b1));
+    }
+    sums[0] = {{a, b}};
+    if constexpr (n == 2) sums[1] = {{a1, b1}};
+#else
+    [[maybe_unused]] SumGroup a2, a3;
+    if constexpr (n == 1) {
+      RILLM_STORED(RILLM_COLUMN_1, RILLM_TOKEN_0);
+    } else if constexpr (n == 2) {
+      RILLM_STORED(RILLM_COLUMN_2, RILLM_TOKEN_0, RILLM_TOKEN(1));
+    } else {
+      RILLM_STORED(RILLM_COLUMN_4, RILLM_TOKEN_0, RILLM_TOKEN(1), RILLM_TOKEN(2), RILLM_TOKEN(3));
+    }
+    sums[0] = {{a}};
+    if constexpr (n >= 2) sums[1] = {{a1}};
+    if constexpr (n == 4) sums[2] = {{a2}}, sums[3] = {{a3}};
+#endif
+#undef RILLM_TOKEN
+#undef RILLM_TOKEN_0
+#undef RILLM_STORED_OF
+#undef RILLM_STORED
+  }
+
+  // The sums of 32 columns of bytes, for one token.
+  RILLM_INLINE static void sum_bytes(T& sums, const int8_t* q, const uint8_t* codes) {
+    const int64_t vl = kHalfRows, lanes = kLanes;
+    int64_t x = *q, y;
+    vint32m4_t t0 = Part::splat(int32_t{0});
+#define RILLM_T0 [t0] "+vr"(t0)
+#if __riscv_v_fixed_vlen <= 512
+    vint32m4_t t1 = t0;
+#define RILLM_T1 , [t1] "+vr"(t1)
+#else
+#define RILLM_T1
+#endif
+#if __riscv_v_fixed_vlen <= 256
+    vint32m4_t t2 = t0, t3 = t0;
+#define RILLM_T2_T3 , [t2] "+vr"(t2), [t3] "+vr"(t3)
+#else
+#define RILLM_T2_T3
+#endif
+    asm volatile("vl8re8.v v8,(%[p])\n\t" RILLM_ROUNDS(RILLM_ROUND)
+                 : [p] "+&r"(codes), [x] "+&r"(x), [y] "=&r"(y), RILLM_T0 RILLM_T1 RILLM_T2_T3
+                 : [vl] "r"(vl), [lanes] "r"(lanes), [q] "r"(q), [first] "i"(0), [block] "i"(kVlen)
+                 : "vl", "vtype", "memory", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15",
+                   "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23");
+    sums.part[0] = t0;
+#if __riscv_v_fixed_vlen <= 512
+    sums.part[1] = t1;
+#endif
+#if __riscv_v_fixed_vlen <= 256
+    sums.part[2] = t2;
+    sums.part[3] = t3;
+#endif
+#undef RILLM_T0
+#undef RILLM_T1
+#undef RILLM_T2_T3
+  }
+};
+
+}  // namespace rillm
