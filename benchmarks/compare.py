@@ -151,8 +151,10 @@ def model_files(arguments: argparse.Namespace) -> Iterator[Iterator[Path]]:
             yield from arguments.files
             for name in filter(None, arguments.types.split(",")) if arguments.dummy else ():
                 path = Path(folder) / f"{arguments.dummy}.{name}.gguf"
-                core = load_core()
-                write_dummy(arguments.dummy, name, path, core, num_layers=arguments.layers)
+                write_dummy(
+                    arguments.dummy, name, path, load_core(), num_layers=arguments.layers,
+                    pure=arguments.pure,
+                )  # fmt: skip
                 yield path
                 path.unlink()
 
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--dummy", help="random weights in this shape, e.g. glm-4-9b")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--types", default="Q4_K_M", help="types of the dummy, with commas")
+    parser.add_argument("--pure", action="store_true", help="no mixes: one type for all matrices")
     parser.add_argument("--folder", help="where dummies are written (both engines must see it)")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-p", "--prompt", type=int, default=512)

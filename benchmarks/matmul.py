@@ -1,8 +1,8 @@
 """Kernel benchmark: one linear op, every weight format, decode (1 token) to prefill (512).
 
 Prints for each format the weight bytes read per second (the limit is the machine's read bandwidth,
-measured in the same run) and multiply-accumulates per second, beside what the vector units reach
-on registers; with --json one object a line.
+measured before and after each figure, as it drifts on a shared machine) and multiply-accumulates
+per second, beside what the vector units reach on registers; with --json one object a line.
 
     python benchmarks/matmul.py --tokens 1,8,512 --formats Q4_K,Q6_K -t 2
 """
@@ -108,7 +108,8 @@ def main() -> None:
     wanted = [name for name in arguments.formats.upper().split(",") if name]
     core = load_core()
     with core.team(arguments.threads) as team:
-        bandwidth = team.read_bandwidth(array("B", bytes(256 << 20)))
+        data = array("B", bytes(256 << 20))
+        bandwidth = team.read_bandwidth(data)
         int8_rate, float_rate = team.multiply_peak()
         print(
             f"# {cpu_name()}, {core.variant}, {team.num_threads} threads, "
@@ -123,7 +124,9 @@ def main() -> None:
             weights = [weight, *(make_weight(core, team, fmt) for _ in copies)]
             for tokens in map(int, arguments.tokens.split(",")):
                 programs = [make_program(core, team, each, tokens) for each in weights]
+                before = team.read_bandwidth(data)
                 seconds = seconds_per_run(programs, tokens, arguments.repeats)
+                bandwidth = (before + team.read_bandwidth(data)) / 2
                 for program in programs:
                     program.close()
                 rate = weight.num_bytes / seconds

@@ -1,5 +1,6 @@
 #include "kv_cache.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -7,6 +8,7 @@
 #include "float16.h"
 #include "formats/format.h"
 #include "isa/simd.h"
+#include "unroll.h"
 
 using rillm::Simd;
 
@@ -45,19 +47,30 @@ void CoreCache::store(const float* values, uint8_t* row) const {
   }
 }
 
-void CoreCache::load(const uint8_t* row, float* values) const {
+void CoreCache::load(const uint8_t* rows, int32_t num_rows, float* values) const {
+  const int32_t num_values = num_rows * config.head_dim;
   if (config.ggml_type == kF16) {
-    for (int i = 0; i < config.head_dim; i += Simd::kLanes) {
-      Simd::store(values + i, Simd::load_half(reinterpret_cast<const uint16_t*>(row) + i));
+    const auto* halfs = reinterpret_cast<const uint16_t*>(rows);
+    for (const float* end = values + num_values; values < end; values += 32, halfs += 32) {
+      rillm::unroll<32 / Simd::kLanes>([&](auto i) RILLM_INLINE {
+        Simd::store(values + i * Simd::kLanes, Simd::load_half(halfs + i * Simd::kLanes));
+      });
     }
     return;
   }
-  for (int i = 0; i < config.head_dim; i += kQ8Block, row += kQ8Bytes) {
-    uint16_t half;
-    std::memcpy(&half, row, 2);
-    const Simd::F d = Simd::set1(rillm::half_to_float(half));
-    for (int k = 0; k < kQ8Block; k += Simd::kLanes) {
-      Simd::store(values + i + k, Simd::mul(d, Simd::to_float(Simd::iload_i8(row + 2 + k))));
+  const int32_t num_blocks = num_values / kQ8Block;
+  for (int32_t first = 0; first < num_blocks; first += Simd::kLanes) {
+    const int32_t count = std::min(Simd::kLanes, num_blocks - first);
+    uint16_t halfs[Simd::kLanes] = {};
+    float scales[Simd::kLanes];
+    for (int32_t i = 0; i < count; ++i) std::memcpy(halfs + i, rows + i * kQ8Bytes, 2);
+    Simd::store(scales, Simd::load_half(halfs));
+    for (int32_t i = 0; i < count; ++i, rows += kQ8Bytes, values += kQ8Block) {
+      const Simd::F d = Simd::set1(scales[i]);
+      rillm::unroll<kQ8Block / Simd::kLanes>([&](auto k) RILLM_INLINE {
+        constexpr int at = k * Simd::kLanes;
+        Simd::store(values + at, Simd::mul(d, Simd::to_float(Simd::iload_i8(rows + 2 + at))));
+      });
     }
   }
 }

@@ -22,7 +22,8 @@ struct CoreCache {
     return memory.data() + (int64_t{2} * layer + value) * config.num_blocks * plane_block_bytes;
   }
   void store(const float* values, uint8_t* row) const;  // [head_dim] -> one row
-  void load(const uint8_t* row, float* values) const;   // one row -> [head_dim]
+  // Rows of a head that follow one another in a block -> [num_rows, head_dim].
+  void load(const uint8_t* rows, int32_t num_rows, float* values) const;
 
   CoreCacheConfig config;
   int64_t row_bytes, plane_block_bytes;

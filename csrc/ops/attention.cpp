@@ -12,7 +12,7 @@ namespace {
 constexpr int kKeys = Simd::kScores;  // keys whose scores stay in registers
 constexpr int kSlab = 32;             // keys and values that are converted to float32 together
 constexpr int kPartition = 256;
-constexpr int kVectors = 4;  // vectors of query rows that reuse a converted key
+constexpr int kVectors = Simd::kLanes > 8 ? 4 : 8;  // of query rows that reuse a converted key
 constexpr int kRows = kVectors * Simd::kLanes;
 constexpr float kMasked = -1e30f;  // finite: infinity - infinity would be NaN
 constexpr int64_t kMaxPartials = 512;
@@ -215,20 +215,23 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const int64_t end = std::min<int64_t>(begin + kPartition, last_position + 1);
   const int32_t* blocks = batch.block_tables + int64_t{tile.seq} * batch.max_blocks;
   const int32_t block_size = cache.config.block_size;
-  const auto row_of = [&](bool value, int64_t key) {
-    const int64_t slot = int64_t{blocks[key / block_size]} * block_size + key % block_size;
-    return cache.row(layer, value, slot, kv_head);
+  const uint8_t* key_rows = cache.row(layer, false, 0, kv_head);
+  const uint8_t* value_rows = cache.row(layer, true, 0, kv_head);
+  // Where a key's row lies behind those of the first slot. In 32 bits: a division takes its time.
+  const auto row_of = [&](int64_t key) {
+    const auto position = static_cast<uint32_t>(key), size = static_cast<uint32_t>(block_size);
+    return blocks[position / size] * cache.plane_block_bytes + position % size * cache.row_bytes;
   };
-  for (int64_t slab = begin; slab < end; slab += kSlab) {
-    const int64_t slab_end = std::min<int64_t>(slab + kSlab, end);
+  // What is used once only is converted just before, so that it stays in the first-level cache.
+  const int64_t slab_keys = num_vectors <= 2 ? kKeys : kSlab;
+  for (int64_t slab = begin; slab < end; slab += slab_keys) {
+    const int64_t slab_end = std::min<int64_t>(slab + slab_keys, end);
     for (int64_t key = slab; key < slab_end; key += kKeys) {
       const int count = static_cast<int>(std::min<int64_t>(kKeys, end - key));
-      const uint8_t *key_row = row_of(false, key), *value_row = row_of(true, key);
+      const int64_t row = row_of(key);
       float *to_keys = keys + (key - slab) * dim, *to_values = values + (key - slab) * dim;
-      for (int j = 0; j < count; ++j) {
-        cache.load(key_row + j * cache.row_bytes, to_keys + j * dim);
-        cache.load(value_row + j * cache.row_bytes, to_values + j * dim);
-      }
+      cache.load(key_rows + row, count, to_keys);
+      cache.load(value_rows + row, count, to_values);
       // Slots past the end may hold another sequence's leftovers: masked, but they must be finite.
       std::fill(to_keys + count * dim, to_keys + kKeys * dim, 0.0f);
       std::fill(to_values + count * dim, to_values + kKeys * dim, 0.0f);
@@ -240,12 +243,11 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
       float* o = out.out + int64_t{i} * dim * Simd::kLanes;
       for (int64_t key = slab; key < slab_end; key += kKeys) {
         // The next slab is in memory, often in another page, which no hardware follows.
-        if (i == 0 && key + kSlab < end) {
-          const uint8_t* next_keys = row_of(false, key + kSlab);
-          const uint8_t* next_values = row_of(true, key + kSlab);
-          for (int64_t at = 0; at < kKeys * cache.row_bytes; at += 64) {
-            __builtin_prefetch(next_keys + at);
-            __builtin_prefetch(next_values + at);
+        if (i == 0 && key + slab_keys < end) {
+          const int64_t row = row_of(key + slab_keys);
+          for (int64_t at = row; at < row + kKeys * cache.row_bytes; at += 64) {
+            __builtin_prefetch(key_rows + at);
+            __builtin_prefetch(value_rows + at);
           }
         }
         const float *key_group = keys + (key - slab) * dim,

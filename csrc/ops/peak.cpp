@@ -22,6 +22,8 @@ constexpr int kSums = sizeof(Tile::W) == 64 ? 12 : 5;
 #endif
 constexpr int64_t kMacs = int64_t{Tile::kRows} * Tile::kGroup;
 
+constexpr int kFloatSums = 10;
+alignas(64) float float_starts[kFloatSums * Simd::kLanes];
 alignas(64) uint8_t codes[kSums * sizeof(Tile::W)] = {1, 2, 3, 5, 8, 13, 21, 34};
 alignas(64) int8_t activations[64] = {1, -2, 3, -5, 8, -13, 21, -34};
 
@@ -60,10 +62,11 @@ void multiply_int8() {
 }
 
 void multiply_float() {
-  constexpr int kFloatSums = 10;
   const Simd::F a = Simd::load(reinterpret_cast<const float*>(opaque(codes)));
+  const float* starts = opaque(float_starts);
   Simd::F sum[kFloatSums];
-  unroll<kFloatSums>([&](auto i) RILLM_INLINE { sum[i] = Simd::zero(); });
+  // Each starts elsewhere: GCC sees that equal sums stay equal, and keeps one of them.
+  unroll<kFloatSums>([&](auto i) RILLM_INLINE { sum[i] = Simd::load(starts + i * Simd::kLanes); });
   for (int64_t step = 0; step < kSteps; ++step) {
     unroll<kFloatSums>([&](auto i) RILLM_INLINE { sum[i] = Simd::fma(a, a, sum[i]); });
   }
