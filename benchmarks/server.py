@@ -202,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--llama-server", help="command that runs llama-server")
+    parser.add_argument("--only", choices=("rillm", "llama.cpp"), help="one of the two")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--words", type=int, default=80, help="of a prompt")
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=3)
     args = parser.parse_args()
     engines = ["rillm", *(["llama.cpp"] if args.llama_server else [])]
+    engines = [engine for engine in engines if args.only in (None, engine)]
     print(f"{cpu_name()}, {args.threads} threads, commit {git_commit()}")
     for model in args.models:
         rows: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
@@ -244,7 +246,7 @@ def main() -> None:
                         figures = measure_long(server, args.long_words, args.long_tokens)
                         note(f"{args.long_words}-word prompt", engine, figures)
         show_rounds(model, rows)
-        if 16 in args.clients:
+        if 16 in args.clients and "rillm" in engines:
             command = command_of("rillm", "", model, args.threads, 16)
             with running("rillm", command) as server:
                 for _ in range(args.rounds):
