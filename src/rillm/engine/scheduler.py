@@ -25,7 +25,7 @@ _MIN_CHUNK_ALONE = 32
 # The first chunk of all, before any step was timed.
 _FIRST_CHUNK = 64
 # Of the delay allowed, what a chunk is cut for: some take longer than those before them did.
-_AIM = 0.8
+_AIM = 0.75
 # Mixed steps after which the time of a step of decodes alone is measured again.
 _REMEASURE = 64
 
