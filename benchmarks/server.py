@@ -38,7 +38,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from http_load import crowd, interrupted
+from http_load import EXTRA, crowd, interrupted, letters
 from record import git_commit, record
 
 from rillm.bench import BenchTest, cpu_name, run_benchmarks
@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--llama-server", help="command that runs llama-server")
     parser.add_argument("--only", choices=("rillm", "llama.cpp"), help="one of the two")
+    parser.add_argument("--letters", action="store_true", help="for random weights")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--words", type=int, default=80, help="of a prompt")
@@ -211,6 +212,8 @@ def main() -> None:
     parser.add_argument("--long-tokens", type=int, default=4000)
     parser.add_argument("-r", "--rounds", type=int, default=3)
     args = parser.parse_args()
+    if args.letters:
+        EXTRA.update(letters())
     engines = ["rillm", *(["llama.cpp"] if args.llama_server else [])]
     engines = [engine for engine in engines if args.only in (None, engine)]
     print(f"{cpu_name()}, {args.threads} threads, commit {git_commit()}")
