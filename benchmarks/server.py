@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
+import signal
 import socket
 import statistics
 import subprocess
@@ -199,6 +200,7 @@ def show_rounds(model: Path, rows: Mapping[str, dict[str, list[Figures]]]) -> No
 
 def main() -> None:
     """Runs the rounds."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--llama-server", help="command that runs llama-server")
