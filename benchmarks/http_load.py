@@ -18,6 +18,13 @@ make food for all who come here to read write learn build and help each other wh
 stone river tree house road city paper glass metal wind rain snow sun moon star
 """
 _WORDS = _TEXT.split()
+# Merged into every request. Random weights mostly draw tokens without text: `letters()` for them.
+EXTRA: dict[str, object] = {}
+
+
+def letters() -> dict[str, object]:
+    """A request's fields that make every token a letter."""
+    return {"logit_bias": [[letter, 100] for letter in "abcdefghijklmnopqrstuvwxyz"]}
 
 
 @dataclass
@@ -55,6 +62,7 @@ async def chat(port: int, prompt: str, num_tokens: int, seen: Chat) -> Chat:
             "seed": 1,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **EXTRA,
         }
     ).encode()
     head = (
@@ -108,7 +116,8 @@ async def interrupted(
     while any(len(seen.arrivals) < 32 for seen in running):
         await asyncio.sleep(0.01)
     before = [gap for seen in running for gap in seen.gaps[-16:]]
-    long = await chat(port, prompt_of(num_words, 5), 1, Chat())
+    # Two tokens: the first of GLM is a line feed that is not shown.
+    long = await chat(port, prompt_of(num_words, 5), 2, Chat())
     begin, end = long.sent, long.arrivals[0]
     is_over = [task.done() for task in tasks]
     for task in tasks:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
+import signal
 import socket
 import statistics
 import subprocess
@@ -38,7 +39,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from http_load import crowd, interrupted
+from http_load import EXTRA, crowd, interrupted, letters
 from record import git_commit, record
 
 from rillm.bench import BenchTest, cpu_name, run_benchmarks
@@ -199,9 +200,12 @@ def show_rounds(model: Path, rows: Mapping[str, dict[str, list[Figures]]]) -> No
 
 def main() -> None:
     """Runs the rounds."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--llama-server", help="command that runs llama-server")
+    parser.add_argument("--only", choices=("rillm", "llama.cpp"), help="one of the two")
+    parser.add_argument("--letters", action="store_true", help="for random weights")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--words", type=int, default=80, help="of a prompt")
@@ -210,7 +214,10 @@ def main() -> None:
     parser.add_argument("--long-tokens", type=int, default=4000)
     parser.add_argument("-r", "--rounds", type=int, default=3)
     args = parser.parse_args()
+    if args.letters:
+        EXTRA.update(letters())
     engines = ["rillm", *(["llama.cpp"] if args.llama_server else [])]
+    engines = [engine for engine in engines if args.only in (None, engine)]
     print(f"{cpu_name()}, {args.threads} threads, commit {git_commit()}")
     for model in args.models:
         rows: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
@@ -244,7 +251,7 @@ def main() -> None:
                         figures = measure_long(server, args.long_words, args.long_tokens)
                         note(f"{args.long_words}-word prompt", engine, figures)
         show_rounds(model, rows)
-        if 16 in args.clients:
+        if 16 in args.clients and "rillm" in engines:
             command = command_of("rillm", "", model, args.threads, 16)
             with running("rillm", command) as server:
                 for _ in range(args.rounds):

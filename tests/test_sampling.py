@@ -136,3 +136,10 @@ def test_a_seed_of_minus_one_is_random():
     assert len(seeds) > 15
     assert all(0 <= seed < 2**32 - 1 for seed in seeds)
     assert SamplingParams(seed=2**32 - 1).draw_seed() != SamplingParams(seed=-1).draw_seed()
+
+
+@pytest.mark.parametrize("name", ["dry_sequence_breakers", "samplers"])
+@pytest.mark.parametrize("value", [{"x": 1}, 5, [5], [""]])
+def test_lists_are_lists_of_texts(name: str, value: object) -> None:
+    with pytest.raises(SamplingError, match=name):
+        SamplingParams.from_mapping({name: value})

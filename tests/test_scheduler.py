@@ -216,11 +216,19 @@ def test_pacer_measures_decodes_again_from_time_to_time() -> None:
         else:
             pacer.observe(mixed, 0.2)
     assert zeros == 3
-    assert pacer.limit(4) == 32
+    assert pacer.limit(4) == 30
     assert pacer.limit(16) == 0  # so many were never measured
     # One decode is held up longer for the sake of many prompts.
-    assert [pacer.limit(4, num) for num in (1, 4, 8, 16)] == [32, 32, 64, 128]
+    assert [pacer.limit(4, num) for num in (1, 4, 8, 16)] == [30, 30, 60, 120]
     assert PrefillPacer(0.0).limit(4) is None
+
+
+def test_one_slow_decode_does_not_make_chunks_longer() -> None:
+    pacer = PrefillPacer(2.0)
+    for seconds in (0.1, 0.1, 0.1, 0.3):
+        pacer.observe(Step(num_decodes=4), seconds)
+    pacer.observe(Step(num_decodes=4, num_prefill_tokens=20), 0.2)
+    assert pacer.limit(4) == 30
 
 
 def test_steps_of_prompts_alone_stay_short_on_a_slow_machine() -> None:
@@ -241,3 +249,58 @@ def test_steps_of_prompts_alone_stay_short_on_a_slow_machine() -> None:
     assert pacer.limit(0) == 32  # however slow, it goes on
     pacer.observe(Step(num_prefill_tokens=3), 100.0)  # a short prompt says nothing
     assert pacer.limit(0) == 32
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_to_end() -> None:
+    scheduler = make(num_blocks=500, tokens=32)
+    scheduler.add(Sequence(0, range(1000)))
+    advance(scheduler, scheduler.schedule())
+    scheduler.add(Sequence(1, range(2000, 2040)))
+    scheduler.add(Sequence(2, range(3000, 3010)))
+    plans = []
+    for _ in range(4):
+        step = scheduler.schedule()
+        plans.append(plan(step))
+        advance(scheduler, step)
+    assert plans[0] == [(0, 16), (1, 16)]
+    assert plans[1] == [(0, 16), (1, 16)]
+    assert plans[2] == [(0, 16), (1, 8), (2, 8)]
+    # The oldest gets what the others leave.
+    assert plans[3] == [(1, 1), (0, 29), (2, 2)]
+
+
+def test_the_oldest_gets_the_whole_step_where_others_cannot_be_let_in() -> None:
+    scheduler = make(num_blocks=52, tokens=32)
+    scheduler.add(Sequence(0, range(200)))
+    advance(scheduler, scheduler.schedule())
+    scheduler.add(Sequence(1, range(2000, 2040)))
+    assert plan(scheduler.schedule()) == [(0, 32)]
+
+
+def test_of_many_sequences_of_one_request_later_ones_let_others_go_first() -> None:
+    scheduler = make(num_blocks=500, seqs=2)
+    for rank in range(6):
+        scheduler.add(Sequence(rank, [rank, 7]), rank)
+    scheduler.schedule()
+    scheduler.add(Sequence(6, [6, 7]))
+    scheduler.add(Sequence(7, [7, 7]))
+    let_in = []
+    for _ in range(4):
+        before = list(scheduler.running)
+        scheduler.remove(before[0])
+        scheduler.schedule()
+        let_in += [item.sequence_id for item in scheduler.running if item not in before]
+    assert let_in == [6, 7, 2, 3]
+
+
+def test_nobody_waits_for_ever() -> None:
+    scheduler = make(num_blocks=500, seqs=2)
+    for rank in range(3):
+        scheduler.add(Sequence(rank, [rank, 7]), rank)
+    for sequence_id in range(3, 100):
+        scheduler.add(Sequence(sequence_id, [sequence_id, 7]))
+        scheduler.schedule()
+        if any(sequence.sequence_id == 2 for sequence in scheduler.running):
+            break
+        scheduler.remove(scheduler.running[-1])
+    assert sequence_id < 12

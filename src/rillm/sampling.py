@@ -170,7 +170,7 @@ def _number(name: str, value: object, *, whole: bool) -> float | int:
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise SamplingError(name, f"expected a list of strings, not {value!r:.40}")
     items = tuple(value)
     for item in items:

@@ -7,6 +7,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
+from rillm.core.waker import Waker
 from rillm.engine.engine import Engine
 from rillm.engine.engine_thread import EngineThread
 from rillm.engine.outputs import Output
@@ -73,6 +74,10 @@ class AsyncEngine:
         self.engine = engine
         self._loop = asyncio.get_running_loop()
         self._streams: dict[int, OutputStream] = {}
+        self._delivered: deque[list[Output]] = deque()
+        self._waker = Waker()
+        self._is_open = True
+        self._loop.add_reader(self._waker.fd, self._collect)
         self._thread = EngineThread(engine, self._deliver)
 
     def submit(self, request: Request) -> OutputStream:
@@ -101,17 +106,28 @@ class AsyncEngine:
         return await asyncio.to_thread(self._thread.drain, timeout)
 
     async def close(self) -> None:
-        """Aborts what runs and ends the engine's thread."""
+        """Aborts what runs and ends the engine's thread. May be repeated."""
         await asyncio.to_thread(self._thread.close)
+        if self._is_open:
+            self._is_open = False
+            self._loop.remove_reader(self._waker.fd)
+            self._collect()
+            self._waker.close()
 
     def _deliver(self, outputs: list[Output]) -> None:
-        try:
-            # One wake-up a step, however many sequences: the loop's pipe is not free.
-            self._loop.call_soon_threadsafe(self._dispatch, outputs)
-        except RuntimeError:  # the loop is closed: nobody is left to read
+        if self._loop.is_closed():  # nobody is left to read
             for output in outputs:
                 if output.finish is None:
                     self._thread.abort(output.sequence_id)
+            return
+        # One wake-up a step, however many sequences.
+        self._delivered.append(outputs)
+        self._waker.wake()
+
+    def _collect(self) -> None:
+        self._waker.clear()
+        while self._delivered:
+            self._dispatch(self._delivered.popleft())
 
     def _dispatch(self, outputs: list[Output]) -> None:
         for output in outputs:

@@ -140,7 +140,7 @@ class Engine:
     def add(self, generation: Generation) -> None:
         """Queues what `create` made."""
         self._generations[generation.sequence.sequence_id] = generation
-        self.scheduler.add(generation.sequence)
+        self.scheduler.add(generation.sequence, generation.request.rank)
         self.stats.num_requests += 1
 
     def add_request(self, request: Request) -> int:

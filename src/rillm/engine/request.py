@@ -38,4 +38,5 @@ class Request:
     # Of every prompt token but the first: its probability, and that many of the likeliest tokens
     # in its place. None: not wanted.
     prompt_probs: int | None = None
+    rank: int = 0  # how many sequences of the same asker came before: later ones queue up behind it
     pooling: Pooling | None = None  # hidden states of the prompt, and nothing generated

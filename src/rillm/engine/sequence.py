@@ -37,6 +37,7 @@ class Sequence:
         "sequence_id",
         "status",
         "token_ids",
+        "turn",
         "use_prefix_cache",
         "wants_logits",
     )
@@ -57,6 +58,7 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens = -1  # prompt tokens found in the cache; -1 until admitted
         self.num_preemptions = 0
+        self.turn = 0  # its place in the queue, the scheduler's
         # Kept by the block manager: digests of the full blocks, and how many blocks it knows.
         self.block_digests: list[bytes] = []
         self.num_committed_blocks = 0

@@ -128,6 +128,7 @@ class Job:
             return_progress=controls.return_progress and controls.stream,
             timings_per_token=controls.timings_per_token or controls.return_progress,
             prompt_probs=plan.prompt_probs,
+            rank=index,
         )
         self._stream = service.submit(request)
         self.settings = generation_settings(service, controls, sampling, plan.n_predict)

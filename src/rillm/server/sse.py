@@ -115,8 +115,12 @@ class EventStream(Response):
     async def _produce(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with aclosing(self._events) as events:  # type: ignore[type-var]
+                now = asyncio.get_running_loop().time
                 async for chunk in events:
-                    await self._send(send, chunk)
+                    if self._has_begun and self._write is not None and self._write(chunk):
+                        self._last_sent = now()
+                    else:
+                        await self._send(send, chunk)
         except Exception as error:
             if isinstance(error, RillmError):
                 failure = from_request(error)
@@ -141,10 +145,7 @@ class EventStream(Response):
 
     async def _send(self, send: Send, chunk: bytes) -> None:
         self._last_sent = asyncio.get_running_loop().time()
-        if self._has_begun:
-            if self._write is not None and self._write(chunk):
-                return
-        else:
+        if not self._has_begun:
             self._has_begun = True
             head: Message = {
                 "type": "http.response.start",
