@@ -184,6 +184,14 @@ def test_values_on_the_grid_come_back(name):
     assert relative_error(weights, round_trip(name, weights)) < 2e-3
 
 
+def test_q4_1_stays_q4_1():
+    """Also where the ends of a block's range count for next to nothing."""
+    weights, _ = sample("normal")
+    once = round_trip("Q4_1", weights)
+    importance = np.random.default_rng(4).lognormal(0, 6, weights.shape[1]).astype(np.float32)
+    assert (round_trip("Q4_1", once, importance) == once).all()
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_zeros_stay_zeros(name):
     weights = np.zeros((3, 512), np.float32)

@@ -269,6 +269,16 @@ void search_half_affine(const SubBlocks<kSize>& subs, float high, Effort effort,
       keep_better(trial_scale, trial_min, error, scale, min, &best_error);
     }
   }
+  // The plain range too: it holds what was in this format before exactly, where the sums of the fit
+  // cannot tell no error from little.
+  Range range;
+  find_range(subs, &range);
+  for (int l = 0; l < kLanes; ++l) {
+    trial_scale.v[l] = nearest_nonzero_half((range.high.v[l] - range.low.v[l]) / high);
+    trial_min.v[l] = nearest_half(range.low.v[l]);
+  }
+  sum_errors(subs, high, trial_scale, trial_min, &error);
+  keep_better(trial_scale, trial_min, error, scale, min, &best_error);
 }
 
 template <int kSize>
