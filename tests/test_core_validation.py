@@ -79,7 +79,7 @@ def test_team_pins():
         (WeightKind.MATRIX, GGMLType.F32, (0, 32), 0, r"bad shape \[0, 32\]"),
         (WeightKind.VECTOR, GGMLType.F32, (1, -4), 16, r"bad shape \[1, -4\]"),
         (WeightKind.TABLE, GGMLType.F16, (2**40, 2**40), 64, "bad shape"),
-        (3, GGMLType.F32, (1, 32), 128, "weight kind 3"),
+        (4, GGMLType.F32, (1, 32), 128, "weight kind 4"),
     ],
 )
 def test_weights(team, kind, ggml_type, shape, num_bytes, reason):
