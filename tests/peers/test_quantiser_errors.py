@@ -1,20 +1,23 @@
 """Errors of rillm quantize beside llama-quantize's, for every type: rillm's is never the larger.
 
 On glm-tiny's own weights, and on normal and heavy-tailed (Student, 3 degrees of freedom) random
-numbers in their place; plain, and weighted by an importance matrix that both quantised with. Run
-with -s to see the table.
+numbers in their place; and on the ffn_down of SmolLM2's 30 layers, whose rows alone are multiples
+of 256. Plain, and weighted by an importance matrix that both quantised with. Run with -s to see the
+table.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import models
 import numpy as np
 import peer
 import pytest
 from models import GLM_TINY
 from weighing import Floats, matrices, relative_error
 
+from rillm.core import load_core
 from rillm.data import glm_tiny_path
 from rillm.gguf import GGMLType, GGUFReader, GGUFWriter
 from rillm.prepare.collect_imatrix import collect
@@ -50,9 +53,30 @@ def write_random(kind: str, path: Path, like: Path) -> None:
             writer.write(info.name, [(0.02 * values).astype(np.float32).data])
 
 
-@pytest.fixture(scope="module", params=["glm-tiny", "normal", "heavy-tailed"])
+def write_smollm2(folder: Path) -> tuple[Path, Path]:
+    """(f32 file of SmolLM2's ffn_down, importance matrix of the whole model)"""
+    given, reason = models.smollm2()
+    if given is None:
+        pytest.skip(reason)
+    matrix, path = folder / "smollm2.imatrix.gguf", folder / "smollm2.f32.gguf"
+    text = (Path(peer.__file__).parents[2] / "docs" / "prepare.md").read_text(encoding="utf-8")
+    collect(given, text, matrix, context=256, max_chunks=8)
+    with GGUFReader(given) as reader, GGUFWriter(path, reader.copy_metadata()) as writer:
+        chosen = [info for name, info in reader.tensors.items() if "ffn_down" in name]
+        for info in chosen:
+            writer.declare(info.name, info.shape, GGMLType.F32)
+        for info in chosen:
+            values = np.empty(info.shape, np.float32)
+            load_core().dequantize(info.type, info.data, values.data)
+            writer.write(info.name, [values.data])
+    return path, matrix
+
+
+@pytest.fixture(scope="module", params=["glm-tiny", "normal", "heavy-tailed", "smollm2"])
 def case(request: pytest.FixtureRequest, shared: Path) -> tuple[str, Path, Path]:
     """(name, f32 file, importance matrix)"""
+    if request.param == "smollm2":
+        return request.param, *write_smollm2(shared)
     model = GLM_TINY.write(shared, "f32")
     matrix = shared / f"{request.param}.imatrix.gguf"
     if request.param == "glm-tiny":
