@@ -116,7 +116,9 @@ class CompiledProgram(Handle):
             self.core.call("core_program_run", self.handle, ctypes.byref(batch.to_core()))
 
     def output_address(self, row: int = 0) -> int:
-        """Where output row `row` lies: float32 [output_width]."""
+        """Where output row `row` lies: float32 [output_width]. CoreError once it is closed."""
+        if not self.is_open:
+            raise CoreError(f"this {type(self).__name__} is closed")
         return self._output_address + 4 * row * self.output_width
 
     def output(self, row: int) -> memoryview[float]:
