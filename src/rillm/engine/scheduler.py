@@ -20,7 +20,7 @@ from rillm.engine.block_manager import BlockManager
 from rillm.engine.sequence import Sequence, SequenceStatus
 
 # A prompt advances at least this much in every step, however slow the machine: with decodes, alone.
-_MIN_CHUNK = 8
+_MIN_CHUNK = 4
 _MIN_CHUNK_ALONE = 32
 # The first chunk of all, before any step was timed.
 _FIRST_CHUNK = 64
