@@ -113,7 +113,8 @@ def measure(server: Server, clients: int, words: int, tokens: int) -> Figures:
     return {
         "tokens/s": sum(chat.num_tokens for chat in chats) / seconds,
         "per user": statistics.median(
-            (chat.num_tokens - 1) / max(chat.arrivals[-1] - chat.arrivals[0], 1e-6) for chat in chats
+            (chat.num_tokens - 1) / max(chat.arrivals[-1] - chat.arrivals[0], 1e-6)
+            for chat in chats
         ),
         "first p50 ms": 1e3 * percentile([chat.first for chat in chats], 0.5),
         "first p99 ms": 1e3 * percentile([chat.first for chat in chats], 0.99),
