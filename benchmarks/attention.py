@@ -13,8 +13,9 @@ import argparse
 import json
 import random
 import statistics
-import time
 from array import array
+
+from matmul import run_times
 
 from rillm.bench import cpu_name
 from rillm.core import (
@@ -113,12 +114,8 @@ def main() -> None:
                     [i % 16 for i in range(total)], depth, total, block_size=BLOCK,
                     wants_logits=False,
                 )  # fmt: skip
-                times = []
-                for i in range(COPIES + max(COPIES, arguments.repeats)):
-                    start = time.perf_counter()
-                    programs[i % COPIES].run(batch)
-                    times.append(time.perf_counter() - start)
-                seconds = statistics.median(times[COPIES:])
+                times = run_times(programs, batch, arguments.repeats)
+                seconds = statistics.median(times)
                 for program in programs:
                     program.close()
                 keys = tokens * depth + tokens * (tokens + 1) / 2
@@ -129,7 +126,7 @@ def main() -> None:
                     "tokens": tokens,
                     "depth": depth,
                     "ms": 1e3 * seconds,
-                    "fastest_ms": 1e3 * min(times[COPIES:]),
+                    "fastest_ms": 1e3 * min(times),
                     "read_ms": 1e3 * read,
                     "multiply_ms": 1e3 * multiply,
                     "of_limit": seconds / max(read, multiply),

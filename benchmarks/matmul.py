@@ -77,15 +77,8 @@ def make_program(core: Core, team: ThreadTeam, weight: Weight, tokens: int) -> C
     )
 
 
-def seconds_per_run(programs: list[CompiledProgram], tokens: int, repeats: int) -> float:
-    """Median of at least `repeats` runs over the programs in turn, after a run of each."""
-    batch = Batch(
-        token_ids=array("i", (i % 16 for i in range(tokens))),
-        positions=array("i", range(tokens)),
-        slot_mapping=array("i", range(tokens)),
-        cu_seqlens_q=array("i", [0, tokens]),
-        context_lens=array("i", [tokens]),
-    )
+def run_times(programs: list[CompiledProgram], batch: Batch, repeats: int) -> list[float]:
+    """Seconds of at least `repeats` runs over the programs in turn, after a run of each."""
     for program in programs:
         program.run(batch)
     times = []
@@ -93,7 +86,18 @@ def seconds_per_run(programs: list[CompiledProgram], tokens: int, repeats: int) 
         start = time.perf_counter()
         programs[i % len(programs)].run(batch)
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return times
+
+
+def batch_of(tokens: int) -> Batch:
+    """Tokens that need no cache."""
+    return Batch(
+        token_ids=array("i", (i % 16 for i in range(tokens))),
+        positions=array("i", range(tokens)),
+        slot_mapping=array("i", range(tokens)),
+        cu_seqlens_q=array("i", [0, tokens]),
+        context_lens=array("i", [tokens]),
+    )
 
 
 def main() -> None:
@@ -125,7 +129,9 @@ def main() -> None:
             for tokens in map(int, arguments.tokens.split(",")):
                 programs = [make_program(core, team, each, tokens) for each in weights]
                 before = team.read_bandwidth(data)
-                seconds = seconds_per_run(programs, tokens, arguments.repeats)
+                seconds = statistics.median(
+                    run_times(programs, batch_of(tokens), arguments.repeats)
+                )
                 bandwidth = (before + team.read_bandwidth(data)) / 2
                 for program in programs:
                     program.close()

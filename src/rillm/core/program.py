@@ -117,8 +117,7 @@ class CompiledProgram(Handle):
 
     def output_address(self, row: int = 0) -> int:
         """Where output row `row` lies: float32 [output_width]. CoreError once it is closed."""
-        if not self.is_open:
-            raise CoreError(f"this {type(self).__name__} is closed")
+        _ = self.handle  # raises
         return self._output_address + 4 * row * self.output_width
 
     def output(self, row: int) -> memoryview[float]:
