@@ -11,25 +11,26 @@ namespace {
 
 constexpr int kKeys = Simd::kScores;  // keys whose scores stay in registers
 constexpr int kSlab = 32;             // keys and values that are converted to float32 together
+constexpr int kRowsTogether = 16;     // of a slab that follow one another in memory
 constexpr int kPartition = 256;
 constexpr int kVectors = Simd::kLanes > 8 ? 4 : 8;  // of query rows that reuse a converted key
 constexpr int kRows = kVectors * Simd::kLanes;
 constexpr float kMasked = -1e30f;  // finite: infinity - infinity would be NaN
 constexpr int64_t kMaxPartials = 512;
 
-static_assert(kPartition % kSlab == 0 && kSlab % kKeys == 0 && 16 % kKeys == 0);
+static_assert(kPartition % kSlab == 0 && kSlab % kRowsTogether == 0 && kRowsTogether % kKeys == 0);
 
 int64_t num_partitions(int32_t num_keys) { return (num_keys + kPartition - 1) / kPartition; }
 
-// n vectors of query rows go through kKeys / n keys at a time: as many sums as registers hold, and
-// with two vectors each element of a key or value that is broadcast serves both. What is added to
-// a sum, and in which order, does not depend on n.
+// n vectors of query rows go together, and what is broadcast serves all of them; kTogether keys, or
+// elements of values, at a time keep as many sums as the registers hold. What is added to a sum,
+// and in which order, does not depend on n.
 
-// scores [n, kKeys, kLanes] = q [n, dim, kLanes] . keys [kKeys, dim]
+// scores [n, kSlab, kLanes] = q [n, dim, kLanes] . keys [num_keys, dim]
 template <int n>
-void score_keys(const float* q, const float* keys, int32_t dim, float* scores) {
+void score_keys(const float* q, const float* keys, int num_keys, int32_t dim, float* scores) {
   constexpr int kTogether = kKeys / n;
-  for (int first = 0; first < kKeys; first += kTogether) {
+  for (int first = 0; first < num_keys; first += kTogether) {
     Simd::F sum[n][kTogether];
     unroll<n * kTogether>([&](auto k)
                               RILLM_INLINE { sum[k / kTogether][k % kTogether] = Simd::zero(); });
@@ -47,62 +48,71 @@ void score_keys(const float* q, const float* keys, int32_t dim, float* scores) {
     }
     unroll<n * kTogether>([&](auto k) RILLM_INLINE {
       constexpr int v = k / kTogether, j = k % kTogether;
-      Simd::store(scores + (v * kKeys + first + j) * Simd::kLanes, sum[v][j]);
+      Simd::store(scores + (v * kSlab + first + j) * Simd::kLanes, sum[v][j]);
     });
   }
 }
 
-// out [n, dim, kLanes] = keep [n, kLanes] * out + weights [n, kKeys, kLanes] . values [kKeys, dim]
+// out [n, dim, kLanes] = keep [n, kLanes] * out + weights [n, kSlab, kLanes] . values [num_keys,
+// dim]
 template <int n>
-void add_values(const float* weights, const float* keep, const float* values, int32_t dim,
-                float* out) {
-  constexpr int kTogether = kKeys / n;
-  for (int first = 0; first < kKeys; first += kTogether) {
-    Simd::F weight[n][kTogether];
+void add_values(const float* weights, const float* keep, const float* values, int num_keys,
+                int32_t dim, float* out) {
+  constexpr int kTogether = kKeys / n;  // divides 32, and 32 divides dim
+  for (int32_t d = 0; d < dim; d += kTogether) {
+    Simd::F sum[n][kTogether];
     unroll<n * kTogether>([&](auto k) RILLM_INLINE {
       constexpr int v = k / kTogether, j = k % kTogether;
-      weight[v][j] = Simd::load(weights + (v * kKeys + first + j) * Simd::kLanes);
+      sum[v][j] = Simd::mul(Simd::load(out + (int64_t{v} * dim + d + j) * Simd::kLanes),
+                            Simd::load(keep + v * Simd::kLanes));
     });
-    const float* value = values + int64_t{first} * dim;
-    for (int32_t d = 0; d < dim; ++d) {
-      Simd::F sum[n];
+    for (int key = 0; key < num_keys; ++key) {
+      Simd::F weight[n];
       unroll<n>([&](auto v) RILLM_INLINE {
-        sum[v] = Simd::load(out + (int64_t{v} * dim + d) * Simd::kLanes);
-        if (first == 0) sum[v] = Simd::mul(sum[v], Simd::load(keep + v * Simd::kLanes));
+        weight[v] = Simd::load(weights + (v * kSlab + key) * Simd::kLanes);
       });
       unroll<kTogether>([&](auto j) RILLM_INLINE {
-        const auto element = Simd::set1(value[j * dim + d]);
-        unroll<n>([&](auto v) RILLM_INLINE { sum[v] = Simd::fma(weight[v][j], element, sum[v]); });
-      });
-      unroll<n>([&](auto v) RILLM_INLINE {
-        Simd::store(out + (int64_t{v} * dim + d) * Simd::kLanes, sum[v]);
+        const auto element = Simd::set1(values[int64_t{key} * dim + d + j]);
+        unroll<n>([&](auto v)
+                      RILLM_INLINE { sum[v][j] = Simd::fma(weight[v], element, sum[v][j]); });
       });
     }
+    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
+      constexpr int v = k / kTogether, j = k % kTogether;
+      Simd::store(out + (int64_t{v} * dim + d + j) * Simd::kLanes, sum[v][j]);
+    });
   }
 }
 
-// One vector's scores [kKeys, kLanes] become e^(score - max), and its maximum and sum take them in;
-// `keep` is what earlier outputs must be multiplied with.
-void update_softmax(float* scores, int64_t key, int32_t first_position, const float* positions,
-                    float* max_at, float* sum_at, float* keep_at) {
-  Simd::F score[kKeys];
-  for (int j = 0; j < kKeys; ++j) score[j] = Simd::load(scores + j * Simd::kLanes);
-  if (key + kKeys - 1 > first_position) {
+// One vector's scores [num_keys, kLanes] become e^(score - max), and its maximum and sum take them
+// in; `keep` is what earlier outputs must be multiplied with.
+void update_softmax(float* scores, int num_keys, int64_t key, int32_t first_position,
+                    const float* positions, float* max_at, float* sum_at, float* keep_at) {
+  if (key + num_keys - 1 > first_position) {
     const Simd::F position = Simd::load(positions);
-    for (int j = 0; j < kKeys; ++j) {
+    for (int j = 0; j < num_keys; ++j) {
+      float* score = scores + j * Simd::kLanes;
       const Simd::F ahead = Simd::sub(Simd::set1(static_cast<float>(key + j)), position);
-      score[j] = Simd::fma(Simd::max(ahead, Simd::zero()), Simd::set1(kMasked), score[j]);
+      Simd::store(
+          score, Simd::fma(Simd::max(ahead, Simd::zero()), Simd::set1(kMasked), Simd::load(score)));
     }
   }
   const Simd::F old_max = Simd::load(max_at);
   Simd::F max = old_max;
-  for (int j = 0; j < kKeys; ++j) max = Simd::max(max, score[j]);
+  for (int j = 0; j < num_keys; j += kKeys) {
+    Simd::F highest[kKeys];
+    for (int i = 0; i < kKeys; ++i) highest[i] = Simd::load(scores + (j + i) * Simd::kLanes);
+    for (int step = kKeys / 2; step > 0; step /= 2) {
+      for (int i = 0; i < step; ++i) highest[i] = Simd::max(highest[i], highest[i + step]);
+    }
+    max = Simd::max(max, highest[0]);
+  }
   const Simd::F keep = exp(Simd::sub(old_max, max));
   Simd::F sum = Simd::mul(Simd::load(sum_at), keep);
-  for (int j = 0; j < kKeys; ++j) {
-    score[j] = exp(Simd::sub(score[j], max));
-    sum = Simd::add(sum, score[j]);
-    Simd::store(scores + j * Simd::kLanes, score[j]);
+  for (int j = 0; j < num_keys; ++j) {
+    const Simd::F weight = exp(Simd::sub(Simd::load(scores + j * Simd::kLanes), max));
+    sum = Simd::add(sum, weight);
+    Simd::store(scores + j * Simd::kLanes, weight);
   }
   Simd::store(max_at, max);
   Simd::store(sum_at, sum);
@@ -198,7 +208,8 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const float* queries = scratch;
   const float* positions = queries + kRows * dim;
   float* keys = scratch + kRows * (dim + 1);
-  float* values = keys + kSlab * dim;
+  // Where one pair of vectors uses a slab, its keys are done with when its values are converted.
+  float* values = num_vectors <= 2 ? keys : keys + kSlab * dim;
 
   for (int32_t i = 0; i < num_vectors; ++i) {
     Simd::store(out.max + i * Simd::kLanes, Simd::set1(kMasked));
@@ -222,52 +233,45 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
     const auto position = static_cast<uint32_t>(key), size = static_cast<uint32_t>(block_size);
     return blocks[position / size] * cache.plane_block_bytes + position % size * cache.row_bytes;
   };
-  // What is used once only is converted just before, so that it stays in the first-level cache.
-  const int64_t slab_keys = num_vectors <= 2 ? kKeys : kSlab;
-  for (int64_t slab = begin; slab < end; slab += slab_keys) {
-    const int64_t slab_end = std::min<int64_t>(slab + slab_keys, end);
-    for (int64_t key = slab; key < slab_end; key += kKeys) {
-      const int count = static_cast<int>(std::min<int64_t>(kKeys, end - key));
-      const int64_t row = row_of(key);
-      float *to_keys = keys + (key - slab) * dim, *to_values = values + (key - slab) * dim;
-      cache.load(key_rows + row, count, to_keys);
-      cache.load(value_rows + row, count, to_values);
-      // Slots past the end may hold another sequence's leftovers: masked, but they must be finite.
-      std::fill(to_keys + count * dim, to_keys + kKeys * dim, 0.0f);
-      std::fill(to_values + count * dim, to_values + kKeys * dim, 0.0f);
-    }
-    // Two vectors of queries and outputs at a time, which the first-level cache holds.
+  for (int64_t slab = begin; slab < end; slab += kSlab) {
+    // Whole groups of kKeys. Slots past the end may hold another sequence's leftovers: they are
+    // masked, but must be finite.
+    const int count = static_cast<int>(std::min<int64_t>(kSlab, end - slab));
+    const int num_keys = (count + kKeys - 1) / kKeys * kKeys;
+    const auto convert = [&](const uint8_t* rows, float* to) {
+      for (int first = 0; first < count; first += kRowsTogether) {
+        cache.load(rows + row_of(slab + first), std::min(kRowsTogether, count - first),
+                   to + first * dim);
+      }
+      std::fill(to + count * dim, to + num_keys * dim, 0.0f);
+      // The next slab is in memory, often in another page, which no hardware follows.
+      for (int64_t next = slab + kSlab; next < std::min(slab + 2 * kSlab, end);
+           next += kRowsTogether) {
+        const uint8_t* row = rows + row_of(next);
+        for (int64_t at = 0; at < kRowsTogether * cache.row_bytes; at += 64) {
+          __builtin_prefetch(row + at);
+        }
+      }
+    };
+    // One vector or two of queries and outputs at a time, which the first-level cache holds.
     for (int32_t i = 0; i < num_vectors; i += 2) {
-      const int32_t together = std::min(num_vectors - i, 2);
-      const float* q = queries + int64_t{i} * dim * Simd::kLanes;
-      float* o = out.out + int64_t{i} * dim * Simd::kLanes;
-      for (int64_t key = slab; key < slab_end; key += kKeys) {
-        // The next slab is in memory, often in another page, which no hardware follows.
-        if (i == 0 && key + slab_keys < end) {
-          const int64_t row = row_of(key + slab_keys);
-          for (int64_t at = row; at < row + kKeys * cache.row_bytes; at += 64) {
-            __builtin_prefetch(key_rows + at);
-            __builtin_prefetch(value_rows + at);
-          }
+      const auto attend_vectors = [&]<int n>() {
+        alignas(64) float scores[n * kSlab * Simd::kLanes], keep[n * Simd::kLanes];
+        if (i == 0) convert(key_rows, keys);
+        score_keys<n>(queries + int64_t{i} * dim * Simd::kLanes, keys, num_keys, dim, scores);
+        for (int32_t v = 0; v < n; ++v) {
+          const int32_t lane = (i + v) * Simd::kLanes;
+          update_softmax(scores + v * kSlab * Simd::kLanes, num_keys, slab, first_position,
+                         positions + lane, out.max + lane, out.sum + lane, keep + v * Simd::kLanes);
         }
-        const float *key_group = keys + (key - slab) * dim,
-                    *value_group = values + (key - slab) * dim;
-        alignas(64) float scores[2 * kKeys * Simd::kLanes], keep[2 * Simd::kLanes];
-        if (together == 2) {
-          score_keys<2>(q, key_group, dim, scores);
-        } else {
-          score_keys<1>(q, key_group, dim, scores);
-        }
-        for (int32_t v = 0; v < together; ++v) {
-          update_softmax(scores + v * kKeys * Simd::kLanes, key, first_position,
-                         positions + (i + v) * Simd::kLanes, out.max + (i + v) * Simd::kLanes,
-                         out.sum + (i + v) * Simd::kLanes, keep + v * Simd::kLanes);
-        }
-        if (together == 2) {
-          add_values<2>(scores, keep, value_group, dim, o);
-        } else {
-          add_values<1>(scores, keep, value_group, dim, o);
-        }
+        if (i == 0) convert(value_rows, values);
+        add_values<n>(scores, keep, values, num_keys, dim,
+                      out.out + int64_t{i} * dim * Simd::kLanes);
+      };
+      if (num_vectors - i >= 2) {
+        attend_vectors.template operator()<2>();
+      } else {
+        attend_vectors.template operator()<1>();
       }
     }
   }
