@@ -124,12 +124,9 @@ void keep_better(const Lanes& trial, const Lanes& trial_error, Lanes* kept, Lane
 template <int kCount>
 float choose_d(const ScaleFit& fit, int first, float low, float high) {
   constexpr int kCandidates = 32;
-  float largest = 0.0f;
-  for (int l = first; l < first + kCount; ++l) {
-    largest = std::fabs(fit.scale[l]) > std::fabs(largest) ? fit.scale[l] : largest;
-  }
   const float* scale = fit.scale.v + first;
   const float* curvature = fit.curvature.v + first;
+  const float largest = largest_of<kCount>(scale);
   float candidates[kCandidates], inverses[kCandidates], costs[kCandidates];
   for (int c = 0; c < kCandidates; ++c) {
     const float target = (c % 2 ? low : high) * (1.04f - 0.02f * static_cast<float>(c / 2));
@@ -145,7 +142,7 @@ float choose_d(const ScaleFit& fit, int first, float low, float high) {
     }
     costs[c] = cost;
   }
-  return candidates[std::min_element(costs, costs + kCandidates) - costs];
+  return cheapest(candidates, costs);
 }
 
 template <int kSize, class Grid>
@@ -263,12 +260,12 @@ template <int kSize, class Grid>
 void round_codes(const SubBlocks<kSize>& subs, const Grid& grid, const Lanes& scale,
                  uint8_t* codes) {
   Lanes inverse;
+  float inverses[kLanes * kSize];  // of each weight
   invert(scale, &inverse);
-  for (int l = 0; l < kLanes; ++l, codes += kSize) {
-    for (int i = 0; i < kSize; ++i) {
-      const float code = code_of(grid, subs.rows[l][i] * inverse.v[l]);
-      codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
-    }
+  for (int l = 0; l < kLanes; ++l) std::fill_n(inverses + l * kSize, kSize, inverse[l]);
+  for (int i = 0; i < kLanes * kSize; ++i) {
+    const float code = code_of(grid, subs.rows[i] * inverses[i]);
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
   }
 }
 
