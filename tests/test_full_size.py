@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rillm.gguf import GGUFReader
+from rillm.prepare.convert import convert
 from rillm.prepare.prepare_model import prepare
 from rillm.prepare.tiktoken_vocab import derive_merges
 
@@ -54,6 +55,22 @@ def test_the_checkpoint_prepares(tmp_path):
         assert len(reader.metadata["tokenizer.ggml.tokens"]) == 66048
         data = bytes(reader.tensors["blk.0.ffn_up.weight"].data)
     assert len(set(data)) == 256  # random, not zero
+
+
+def test_values_that_differ_are_named(tmp_path):
+    folder, converted = tmp_path / "checkpoint", tmp_path / "x.gguf"
+    full_size.write_checkpoint(folder, SMALL, 65_900, 2)
+    convert(folder, converted, out_type="bf16")
+    assert full_size.unequal_values(folder, converted) == []
+    with GGUFReader(converted) as reader:
+        last = reader.tensors["blk.1.ffn_down.weight"]
+        place = last.offset + last.nbytes - 1
+    with converted.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    assert full_size.unequal_values(folder, converted) == ["blk.1.ffn_down.weight"]
 
 
 REPORT = """
