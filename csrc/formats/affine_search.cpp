@@ -111,8 +111,9 @@ template <int kSize>
 }
 
 // Where the trial has less error: takes it.
-void keep_better(const Lanes& trial_scale, const Lanes& trial_min, const Lanes& trial_error,
-                 Lanes* scale, Lanes* min, Lanes* error) {
+[[gnu::noinline]] void keep_better(const Lanes& trial_scale, const Lanes& trial_min,
+                                   const Lanes& trial_error, Lanes* scale, Lanes* min,
+                                   Lanes* error) {
   for (int l = 0; l < kLanes; ++l) {
     const bool better = trial_error.v[l] < error->v[l];
     scale->v[l] = pick(better, trial_scale.v[l], scale->v[l]);

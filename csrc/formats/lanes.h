@@ -4,7 +4,9 @@
 // Inner loops are written `for lane { for weight { ... } }` over arrays [weight][lane], without
 // branches and with constant trip counts. GCC turns the lane loop into vectors of any width without
 // changing the order of a float operation, so all ISA variants of the core write the same bytes
-// (the core is compiled with -ffp-contract=off).
+// (the core is compiled with -ffp-contract=off). It makes none of a loop of 16 that stands within
+// another: that it unrolls first. So loops over lanes that belong into a search are functions that
+// are not inlined, and loops over all weights of a group have one index.
 #pragma once
 
 #include <algorithm>
@@ -61,7 +63,7 @@ inline float inverse_of(float scale) {
   const bool usable = std::fabs(scale) > 1e-12f;
   return pick(usable, 1.0f / pick(usable, scale, 1.0f), 0.0f);
 }
-inline void invert(const Lanes& scale, Lanes* inverse) {
+[[gnu::noinline]] inline void invert(const Lanes& scale, Lanes* inverse) {
   for (int l = 0; l < kLanes; ++l) inverse->v[l] = inverse_of(scale.v[l]);
 }
 
@@ -93,7 +95,7 @@ inline void fold(const Step& step) {
 
 // The candidate of least cost; overwrites both.
 template <int kCount>
-float cheapest(float (&candidates)[kCount], float (&costs)[kCount]) {
+[[gnu::noinline]] float cheapest(float (&candidates)[kCount], float (&costs)[kCount]) {
   fold<kCount / 2>([&](int a, int b) {
     const bool better = costs[b] < costs[a];
     candidates[a] = pick(better, candidates[b], candidates[a]);
@@ -104,7 +106,7 @@ float cheapest(float (&candidates)[kCount], float (&costs)[kCount]) {
 
 // The value of largest magnitude, with its sign.
 template <int kCount>
-float largest_of(const float* values) {
+[[gnu::noinline]] float largest_of(const float* values) {
   float rest[kCount];
   std::copy_n(values, kCount, rest);
   fold<kCount / 2>([&](int a, int b) {
@@ -129,9 +131,6 @@ inline float importance_factor(const float* importance, int64_t row_length) {
   for (const double part : sums) sum += part;
   return sum > 0.0 ? static_cast<float>(static_cast<double>(row_length) / sum) : 0.0f;
 }
-
-// Loops over all weights of a group have one index: GCC unrolls a loop of 16 within another before
-// it makes vectors, and then makes none.
 
 // Squared-error weights of a group: with a mean of 1 over the row and a floor, so that no weight
 // may take just any value.

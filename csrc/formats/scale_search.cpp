@@ -111,12 +111,22 @@ Lanes largest_weights(const SubBlocks<kSize>& subs) {
 }
 
 // Where `trial` has less error: takes it.
-void keep_better(const Lanes& trial, const Lanes& trial_error, Lanes* kept, Lanes* kept_error) {
+[[gnu::noinline]] void keep_better(const Lanes& trial, const Lanes& trial_error, Lanes* kept,
+                                   Lanes* kept_error) {
   for (int l = 0; l < kLanes; ++l) {
     const bool better = trial_error.v[l] < kept_error->v[l];
     kept->v[l] = pick(better, trial.v[l], kept->v[l]);
     kept_error->v[l] = pick(better, trial_error.v[l], kept_error->v[l]);
   }
+}
+
+[[gnu::noinline]] void multiply(const Lanes& a, const Lanes& b, Lanes* product) {
+  for (int l = 0; l < kLanes; ++l) product->v[l] = a.v[l] * b.v[l];
+}
+
+// Integer scales one step on, within [low, high].
+[[gnu::noinline]] void move(const Lanes& scale, float step, float low, float high, Lanes* moved) {
+  for (int l = 0; l < kLanes; ++l) moved->v[l] = clamp(scale.v[l] + step, low, high);
 }
 
 // The half d for the fitted scales of kCount lanes from `first`: the one whose integer multiples
@@ -210,7 +220,7 @@ void search_super_scale(const SubBlocks<kSize>& subs, const Grid& grid,
   }
   Lanes inverse, product, error, best_error, trial;
   const auto evaluate = [&](const Lanes& scales) {
-    for (int l = 0; l < kLanes; ++l) product.v[l] = d.v[l] * scales.v[l];
+    multiply(d, scales, &product);
     sum_errors(subs, grid, product, &error);
   };
   invert(d, &inverse);
@@ -221,14 +231,14 @@ void search_super_scale(const SubBlocks<kSize>& subs, const Grid& grid,
   best_error = error;
   for (int round = 0; round < 2; ++round) {
     for (const float step : {-1.0f, 1.0f}) {
-      for (int l = 0; l < kLanes; ++l) trial.v[l] = clamp(scale.v[l] + step, low, high);
+      move(scale, step, low, high, &trial);
       evaluate(trial);
       keep_better(trial, error, &scale, &best_error);
     }
     // With the codes that these scales give, refit d.
     Lanes xq, qq;
     const Lanes old_d = d;
-    for (int l = 0; l < kLanes; ++l) product.v[l] = d.v[l] * scale.v[l];
+    multiply(d, scale, &product);
     invert(product, &inverse);
     sum_products(subs, grid, inverse, &xq, &qq);
     for (int first = 0; first < kLanes; first += kCount) {
