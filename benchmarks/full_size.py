@@ -185,6 +185,16 @@ def _write_shard(
                 left -= len(piece)
 
 
+# Linux counts the memory of the process that started a command as the command's, too: what starts
+# prepare is small.
+_MEASURE = """
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
+"""
+
+
 def run_prepare(folder: Path, out: Path, type_name: str) -> dict[str, Any]:
     """Time and peak resident memory of `rillm prepare`; RuntimeError where it fails.
 
@@ -192,16 +202,18 @@ def run_prepare(folder: Path, out: Path, type_name: str) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "rillm", "prepare", folder, "--type", type_name, "--out", out]
     start = time.perf_counter()
-    child = subprocess.Popen(command)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        raise RuntimeError(f"rillm prepare: exit code {child.returncode}")
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *command], stdout=subprocess.PIPE, check=True
+    )
+    seconds = time.perf_counter() - start
+    code, cpu_seconds, peak_bytes = json.loads(run.stdout)
+    if code:
+        raise RuntimeError(f"rillm prepare: exit code {code}")
     return {
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "load_average": round(os.getloadavg()[0], 1),
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "peak_bytes": peak_bytes,
     }
 
 

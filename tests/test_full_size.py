@@ -6,6 +6,7 @@ import sys
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rillm.gguf import GGUFReader
@@ -55,6 +56,17 @@ def test_the_checkpoint_prepares(tmp_path):
         assert len(reader.metadata["tokenizer.ggml.tokens"]) == 66048
         data = bytes(reader.tensors["blk.0.ffn_up.weight"].data)
     assert len(set(data)) == 256  # random, not zero
+
+
+def test_the_memory_of_who_measures_does_not_count(tmp_path):
+    folder = tmp_path / "checkpoint"
+    full_size.write_checkpoint(folder, SMALL, 65_900, 1)
+    ballast = np.ones(64 << 20)  # 512 MiB
+    usage = full_size.run_prepare(folder, tmp_path / "x.gguf", "Q4_0")
+    assert 20 << 20 < usage["peak_bytes"] < ballast.nbytes // 2
+    assert usage["cpu_seconds"] > 0
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        full_size.run_prepare(folder / "absent", tmp_path / "y.gguf", "Q4_0")
 
 
 def test_values_that_differ_are_named(tmp_path):
