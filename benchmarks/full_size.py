@@ -6,7 +6,10 @@ Writes ChatGLMModel's 283 tensors in bfloat16 as ten shards (19 GB) and a tokeni
 ranks into FOLDER, runs `rillm prepare` for each type in a process of its own, checks the files'
 tensors, appends time and peak memory to benchmarks/results/prepare.jsonl and deletes what it made.
 With --llama-quantize (the command that runs it; it must see FOLDER under the same name) every
-tensor's name, shape and type are compared with what llama-quantize --dry-run would give it.
+tensor's name, shape and type are compared with what llama-quantize --dry-run would give it. With
+--llama-convert, too ("chroot /some/root python3 /some/convert_hf_to_gguf.py"; 19 GB more), it
+starts from what llama.cpp's converter makes of the same checkpoint, in which every byte of every
+tensor is compared with what `rillm convert --outtype bf16` would write.
 
 Values are slices of 16 Mi normal random numbers: generating 9.4 G of them would take longer than
 the rest, and no step looks further than a block of 256.
@@ -39,9 +42,13 @@ from record import git_commit
 from rillm.bench import cpu_name
 from rillm.core import allowed_cpus
 from rillm.gguf import GGUFReader
+from rillm.prepare.checkpoint import Checkpoint
+from rillm.prepare.convert import ConvertedModel
+from rillm.prepare.floats import encode
 from rillm.prepare.tiktoken_vocab import GLM_SPECIALS
 
 RESULTS = Path(__file__).parent / "results" / "prepare.jsonl"
+DRIVER = Path(__file__).parents[1] / "tests" / "peers" / "convert_tensors.py"
 NUM_SHARDS, NUM_RANKS = 10, 151329
 # glm-4-9b-chat's own config.json, as far as it describes the model.
 CONFIG: dict[str, Any] = {
@@ -178,6 +185,16 @@ def _write_shard(
                 left -= len(piece)
 
 
+# Linux counts the memory of the process that started a command as the command's, too: what starts
+# prepare is small.
+_MEASURE = """
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
+"""
+
+
 def run_prepare(folder: Path, out: Path, type_name: str) -> dict[str, Any]:
     """Time and peak resident memory of `rillm prepare`; RuntimeError where it fails.
 
@@ -185,16 +202,18 @@ def run_prepare(folder: Path, out: Path, type_name: str) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "rillm", "prepare", folder, "--type", type_name, "--out", out]
     start = time.perf_counter()
-    child = subprocess.Popen(command)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        raise RuntimeError(f"rillm prepare: exit code {child.returncode}")
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *command], stdout=subprocess.PIPE, check=True
+    )
+    seconds = time.perf_counter() - start
+    code, cpu_seconds, peak_bytes = json.loads(run.stdout)
+    if code:
+        raise RuntimeError(f"rillm prepare: exit code {code}")
     return {
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "load_average": round(os.getloadavg()[0], 1),
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "peak_bytes": peak_bytes,
     }
 
 
@@ -208,12 +227,44 @@ def tensors_of(path: Path) -> Listing:
 
 
 def tensors_of_llama_quantize(command: str, model: Path, type_name: str) -> Listing:
-    """What llama-quantize would write of a model in this type, were it to start from our file."""
+    """What llama-quantize would write of a model in this type."""
     run = subprocess.run(
         [*shlex.split(command), "--dry-run", "--allow-requantize", str(model), type_name],
         capture_output=True, encoding="utf-8", errors="replace", check=True,
     )  # fmt: skip
     return parse_dry_run(run.stdout + run.stderr)
+
+
+def run_llama_convert(command: str, checkpoint: Path, out: Path) -> None:
+    """convert_hf_to_gguf.py --outtype bf16, without the vocabulary; RuntimeError where it fails."""
+    *python, script = shlex.split(command)
+    driver = checkpoint.parent / DRIVER.name  # where llama.cpp's Python sees it
+    shutil.copy(DRIVER, driver)
+    run = subprocess.run(
+        [*python, driver, script, checkpoint, "--outfile", out, "--outtype", "bf16"],
+        capture_output=True, encoding="utf-8", errors="replace", check=False,
+    )  # fmt: skip
+    driver.unlink()
+    if run.returncode:
+        raise RuntimeError(f"{script}: {run.stderr[-3000:]}")
+
+
+def unequal_values(checkpoint: Path, converted: Path) -> list[str]:
+    """Names of tensors of a converted file that are not, bit for bit, what rillm converts to."""
+    found = []
+    with Checkpoint(checkpoint) as opened, GGUFReader(converted) as reader:
+        for source in ConvertedModel(opened).sources:
+            theirs = reader.tensors[source.name]
+            num_rows = source.shape[0] if source.is_matrix else 1
+            row_bytes = theirs.nbytes // num_rows
+            for start in range(0, num_rows, 1024):
+                stop = min(start + 1024, num_rows)
+                ours = np.ascontiguousarray(encode(source.rows(start, stop), theirs.type))
+                if ours.tobytes() != theirs.data[start * row_bytes : stop * row_bytes]:
+                    found.append(source.name)
+                    break
+            theirs.release()
+    return found
 
 
 _LINE = re.compile(
@@ -248,6 +299,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a new folder with 28 GB of free disk")
     parser.add_argument("--type", action="append", dest="types", metavar="TYPE")
     parser.add_argument("--llama-quantize", help="command that runs llama-quantize")
+    parser.add_argument("--llama-convert", help="command that runs convert_hf_to_gguf.py")
     parser.add_argument("--keep", action="store_true", help="do not delete what was made")
     parser.add_argument("--layers", type=int, default=CONFIG["num_layers"])
     arguments = parser.parse_args()
@@ -259,7 +311,24 @@ def main() -> None:
         start = time.perf_counter()
         weights = write_checkpoint(checkpoint, config, NUM_RANKS, NUM_SHARDS)
         print(f"checkpoint: {weights / 1e9:.2f} GB in {time.perf_counter() - start:.0f} s")
-        for type_name in arguments.types or ["Q4_K_M", "Q6_K"]:
+        types = arguments.types or ["Q4_K_M", "Q6_K"]
+        comparison: dict[str, Any] = {}
+        theirs: dict[str, Listing] = {}
+        if arguments.llama_convert:
+            converted = arguments.folder / "llama.bf16.gguf"
+            try:
+                run_llama_convert(arguments.llama_convert, checkpoint, converted)
+                unequal = unequal_values(checkpoint, converted)
+                print(*unequal, sep="\n")
+                comparison["unequal_bf16_tensors"] = len(unequal)
+                if arguments.llama_quantize:
+                    theirs = {
+                        name: tensors_of_llama_quantize(arguments.llama_quantize, converted, name)
+                        for name in types
+                    }
+            finally:
+                converted.unlink(missing_ok=True)
+        for type_name in types:
             out = arguments.folder / f"glm-4-9b-chat.{type_name}.gguf"
             usage = run_prepare(checkpoint, out, type_name)
             listing = tensors_of(out)
@@ -268,11 +337,13 @@ def main() -> None:
                 "commit": commit, "cpu": cpu_name(), "threads": len(allowed_cpus()),
                 "layers": arguments.layers, "type": type_name, **usage,
                 "checkpoint_bytes": weights, "file_bytes": out.stat().st_size,
-                "tensors": len(listing),
+                "tensors": len(listing), **comparison,
             }  # fmt: skip
             if arguments.llama_quantize:
-                theirs = tensors_of_llama_quantize(arguments.llama_quantize, out, type_name)
-                unequal = differences(listing, theirs)
+                wanted = theirs.get(type_name) or tensors_of_llama_quantize(
+                    arguments.llama_quantize, out, type_name
+                )
+                unequal = differences(listing, wanted)
                 row["unequal_tensors"] = len(unequal)
                 print(*unequal, sep="\n")
             print(json.dumps(row), flush=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from vocabularies import KEY, checked, glm_ranks, glm_vocab, texts
+from vocabularies import KEY, checked, gguf_keys, glm_ranks, glm_vocab, texts
 
 from rillm.chat_template import ChatTemplate, ChatTemplateError
 from rillm.chat_templates import sandbox
@@ -297,7 +297,7 @@ class TestEncode:
     @pytest.fixture(scope="class")
     @classmethod
     def glm(cls) -> Tokenizer:
-        return Tokenizer.from_gguf(glm_vocab().gguf_keys())
+        return Tokenizer.from_gguf(gguf_keys(glm_vocab()))
 
     CHATS = (template(), template("glm4"), own(TestFromFile.PER_MESSAGE), template(metadata=EDGE))
 
@@ -356,7 +356,7 @@ class TestEncode:
         first = len(glm_ranks())
         tokens, types = list(vocab.tokens), list(vocab.token_types)
         tokens[-1], types[-1] = "<think>", 4
-        keys = {**vocab.gguf_keys(), KEY + "tokens": tokens, KEY + "token_type": types}
+        keys = {**gguf_keys(vocab), KEY + "tokens": tokens, KEY + "token_type": types}
         tokenizer = Tokenizer.from_gguf(keys)
         think = len(tokens) - 1
         messages = [
@@ -373,7 +373,7 @@ class TestEncode:
         assert glm.decode(ids) == '"\\u5929<|user|>\\\\ue0001"'
 
     def test_bos_once(self, glm):
-        keys = {**glm_vocab().gguf_keys("llama-bpe"), KEY + "add_bos_token": True}
+        keys = {**gguf_keys(glm_vocab(), "llama-bpe"), KEY + "add_bos_token": True}
         tokenizer = Tokenizer.from_gguf(keys)
         for start in ("", "{{ bos_token }}"):
             chat = own(start + "<|user|>", "llama", **keys)

@@ -17,6 +17,7 @@ from checkpoint_files import (
 
 from rillm.prepare.convert import convert
 from rillm.prepare.errors import PrepareError
+from rillm.prepare.floats import is_finite
 
 
 def refused(folder, tmp_path, match, **options):
@@ -27,6 +28,17 @@ def refused(folder, tmp_path, match, **options):
         convert(folder, out / "model.gguf", **options)
     assert "\n" not in str(caught.value)
     assert list(out.iterdir()) == []
+
+
+def test_finite_is_what_numpy_says_of_every_16_bit_number():
+    bits = np.arange(1 << 16, dtype="<u4")
+    f16, bf16 = bits.astype("<u2").view("<f2"), bits.astype("<u2")
+    expected = {f16.dtype: np.isfinite(f16), bf16.dtype: np.isfinite((bits << 16).view("<f4"))}
+    for values in (f16, bf16):
+        found = [is_finite(values[i : i + 1]) for i in range(len(values))]
+        assert found == expected[values.dtype].tolist()
+        assert is_finite(values[expected[values.dtype]])
+        assert not is_finite(values)
 
 
 @pytest.mark.parametrize("bits", [0x7FC0, 0xFF80, 0x7F80])  # NaN, -inf, inf

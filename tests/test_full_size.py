@@ -6,9 +6,11 @@ import sys
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rillm.gguf import GGUFReader
+from rillm.prepare.convert import convert
 from rillm.prepare.prepare_model import prepare
 from rillm.prepare.tiktoken_vocab import derive_merges
 
@@ -54,6 +56,33 @@ def test_the_checkpoint_prepares(tmp_path):
         assert len(reader.metadata["tokenizer.ggml.tokens"]) == 66048
         data = bytes(reader.tensors["blk.0.ffn_up.weight"].data)
     assert len(set(data)) == 256  # random, not zero
+
+
+def test_the_memory_of_who_measures_does_not_count(tmp_path):
+    folder = tmp_path / "checkpoint"
+    full_size.write_checkpoint(folder, SMALL, 65_900, 1)
+    ballast = np.ones(64 << 20)  # 512 MiB
+    usage = full_size.run_prepare(folder, tmp_path / "x.gguf", "Q4_0")
+    assert 20 << 20 < usage["peak_bytes"] < ballast.nbytes // 2
+    assert usage["cpu_seconds"] > 0
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        full_size.run_prepare(folder / "absent", tmp_path / "y.gguf", "Q4_0")
+
+
+def test_values_that_differ_are_named(tmp_path):
+    folder, converted = tmp_path / "checkpoint", tmp_path / "x.gguf"
+    full_size.write_checkpoint(folder, SMALL, 65_900, 2)
+    convert(folder, converted, out_type="bf16")
+    assert full_size.unequal_values(folder, converted) == []
+    with GGUFReader(converted) as reader:
+        last = reader.tensors["blk.1.ffn_down.weight"]
+        place = last.offset + last.nbytes - 1
+    with converted.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    assert full_size.unequal_values(folder, converted) == ["blk.1.ffn_down.weight"]
 
 
 REPORT = """

@@ -219,6 +219,7 @@ def test_command(good, capsys):
     assert rillm(["inspect", str(good), "--tensors", "-c", "100"]) == 0
     text = capsys.readouterr().out
     assert "good.gguf: GGUF v3, " in text
+    assert ", 9.2 M weights in 17 tensors " in text
     assert "memory with a context of 100 tokens, q8_0 cache: " in text
     assert "[gMASK]<sop><|system|>\nAnswer briefly.<|user|>\n你好<|assistant|>\nHello!" in text
     with GGUFReader(good) as reader:

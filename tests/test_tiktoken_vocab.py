@@ -6,7 +6,7 @@ import base64
 import random
 
 import pytest
-from vocabularies import KEY, byte_order, glm_ranks, glm_vocab, reference, write_model
+from vocabularies import KEY, byte_order, gguf_keys, glm_ranks, glm_vocab, reference, write_model
 
 from rillm.prepare.errors import PrepareError
 from rillm.prepare.tiktoken_vocab import (
@@ -58,7 +58,7 @@ def test_layout_and_keys():
     assert vocab.tokens[first : first + 14] == list(GLM_SPECIALS)
     assert vocab.tokens[first + 14 :] == [f"[PAD{i}]" for i in range(first + 14, first + 40)]
     assert vocab.token_types == [1] * first + [3] * 14 + [5] * 26
-    keys = vocab.gguf_keys("glm4")
+    keys = gguf_keys(vocab, "glm4")
     assert keys[KEY + "pre"] == "glm4"
     assert keys[KEY + "add_bos_token"] is False
     assert (keys[KEY + "eos_token_id"], keys[KEY + "eot_token_id"]) == (first, first + 7)
@@ -90,8 +90,8 @@ def test_what_does_not_fit(tmp_path):
     path = write_model(tmp_path / "tokenizer.model", byte_order())
     with pytest.raises(PrepareError, match="256 ranks and 14 special tokens"):
         TiktokenVocab.from_file(path, vocab_size=269)
-    with pytest.raises(PrepareError, match=r"no special token <\|endoftext\|>"):
-        TiktokenVocab.from_file(path, specials=["<|user|>"]).gguf_keys()
+    with pytest.raises(PrepareError, match=r"no token <\|endoftext\|>"):
+        gguf_keys(TiktokenVocab.from_file(path, specials=["<|user|>"]))
     with pytest.raises(PrepareError, match="No such file"):
         read_ranks(tmp_path / "absent")
     write_model(path, byte_order()[:-1])

@@ -16,6 +16,7 @@ from vocabularies import (
     all_splits,
     byte_order,
     checked,
+    gguf_keys,
     glm_ranks,
     glm_vocab,
     reference,
@@ -46,7 +47,7 @@ def vocab() -> TiktokenVocab:
 
 @pytest.fixture(scope="module")
 def glm(vocab) -> Tokenizer:
-    return Tokenizer.from_gguf(vocab.gguf_keys())
+    return Tokenizer.from_gguf(gguf_keys(vocab))
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +59,10 @@ def merge_forms(vocab, ranks) -> dict[str, Tokenizer]:
     assert len(full) > len(ids) - 256 > len(vocab.merges)
     forms = {"short": parts, "full": full, "none": []}
     made = {
-        name: Tokenizer.from_gguf({**vocab.gguf_keys("glm4"), KEY + "merges": merges})
+        name: Tokenizer.from_gguf({**gguf_keys(vocab, "glm4"), KEY + "merges": merges})
         for name, merges in forms.items()
     }
-    without = vocab.gguf_keys()
+    without = gguf_keys(vocab)
     del without[KEY + "merges"], without[KEY + "pre"]
     return {**made, "no key": Tokenizer.from_gguf(without)}
 
@@ -77,7 +78,7 @@ def golden(tmp_path_factory) -> Tokenizer:
     filler = (b"\xff" + bytes(t) for t in itertools.product(range(128, 182), repeat=3))
     ranks += [known[i].encode() if i in known else next(filler) for i in range(256, 151329)]
     path = write_model(tmp_path_factory.mktemp("golden") / "tokenizer.model", ranks)
-    return Tokenizer.from_gguf(TiktokenVocab.from_file(path, 151552).gguf_keys())
+    return Tokenizer.from_gguf(gguf_keys(TiktokenVocab.from_file(path, 151552)))
 
 
 class TestGLM:
@@ -132,7 +133,7 @@ class TestGLM:
 
     def test_stops_do_not_depend_on_keys(self, vocab, ranks):
         first = len(ranks)
-        keys = vocab.gguf_keys()
+        keys = gguf_keys(vocab)
         for name in ("eos", "eot", "bos", "unknown", "padding"):
             del keys[f"{KEY}{name}_token_id"]
         bare = Tokenizer.from_gguf(keys)
@@ -148,7 +149,7 @@ class TestGLM:
             assert max(tokenizer.encode("<|user|>")) < first
 
     def test_prefix_is_never_the_tokenizers(self, vocab):
-        keys = {**vocab.gguf_keys(), KEY + "add_bos_token": True}
+        keys = {**gguf_keys(vocab), KEY + "add_bos_token": True}
         assert Tokenizer.from_gguf(keys).encode("a", add_special=True) == [vocab.tokens.index("a")]
 
     def test_special_tokens_in_decoding(self, glm, ranks):
@@ -166,7 +167,7 @@ class TestGLM:
     @pytest.mark.skipif(not GLM_TINY.exists(), reason="the bundled checkpoint is not there")
     def test_bundled_checkpoint(self):
         ranks = read_ranks(GLM_TINY)
-        tokenizer = Tokenizer.from_gguf(TiktokenVocab.from_file(GLM_TINY).gguf_keys())
+        tokenizer = Tokenizer.from_gguf(gguf_keys(TiktokenVocab.from_file(GLM_TINY)))
         encoding = reference(ranks)
         for text in (ENGLISH, CHINESE, "[gMASK]<sop><|user|>\n你好 RISC-V 🙂<|assistant|>"):
             expected = encoding.encode(text, allowed_special="all")
@@ -285,7 +286,7 @@ class TestOtherPreTokenizers:
     ],
 )
 def test_malformed_vocabulary(vocab, change, message):
-    keys = vocab.gguf_keys()
+    keys = gguf_keys(vocab)
     for name, value in change.items():
         keys[KEY + name] = value
         if value is None:
@@ -299,7 +300,7 @@ def test_bad_types_and_byte_tokens(vocab):
     types = list(vocab.token_types)
     types[3] = 9
     with pytest.raises(TokenizerError, match=r"token_type\[3\] is 9"):
-        Tokenizer.from_gguf({**vocab.gguf_keys(), KEY + "token_type": types})
+        Tokenizer.from_gguf({**gguf_keys(vocab), KEY + "token_type": types})
     spm = {KEY + "model": "llama", KEY + "tokens": ["a", "b"], KEY + "scores": [0.0, 0.0]}
     with pytest.raises(TokenizerError, match="BYTE token"):
         Tokenizer.from_gguf({**spm, KEY + "token_type": [1, 6]})

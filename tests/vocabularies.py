@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
+from rillm.gguf import WriterValue
 from rillm.prepare.tiktoken_vocab import GLM_SPECIALS, TiktokenVocab, spell
+from rillm.prepare.vocab import tiktoken_keys
 
 GLM_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -115,3 +117,8 @@ def glm_vocab() -> TiktokenVocab:
     with tempfile.TemporaryDirectory() as folder:
         path = write_model(Path(folder) / "tokenizer.model", ranks)
         return TiktokenVocab.from_file(path, vocab_size=len(ranks) + 40)
+
+
+def gguf_keys(vocab: TiktokenVocab, pre: str = "chatglm-bpe") -> dict[str, WriterValue]:
+    """What a GGUF file of the vocabulary holds."""
+    return tiktoken_keys(vocab, pre, Path("tokenizer.model"))

@@ -111,8 +111,9 @@ template <int kSize>
 }
 
 // Where the trial has less error: takes it.
-void keep_better(const Lanes& trial_scale, const Lanes& trial_min, const Lanes& trial_error,
-                 Lanes* scale, Lanes* min, Lanes* error) {
+[[gnu::noinline]] void keep_better(const Lanes& trial_scale, const Lanes& trial_min,
+                                   const Lanes& trial_error, Lanes* scale, Lanes* min,
+                                   Lanes* error) {
   for (int l = 0; l < kLanes; ++l) {
     const bool better = trial_error.v[l] < error->v[l];
     scale->v[l] = pick(better, trial_scale.v[l], scale->v[l]);
@@ -125,7 +126,7 @@ void keep_better(const Lanes& trial_scale, const Lanes& trial_min, const Lanes& 
 template <int kCount>
 float choose_d(const float* values, const float* curvature, float limit) {
   constexpr int kCandidates = 32;
-  const float largest = *std::max_element(values, values + kCount);
+  const float largest = largest_of<kCount>(values);
   float candidates[kCandidates], inverses[kCandidates], costs[kCandidates];
   for (int c = 0; c < kCandidates; ++c) {
     const float target = limit * (1.06f - 0.015f * static_cast<float>(c));
@@ -141,7 +142,7 @@ float choose_d(const float* values, const float* curvature, float limit) {
     }
     costs[c] = cost;
   }
-  return candidates[std::min_element(costs, costs + kCandidates) - costs];
+  return cheapest(candidates, costs);
 }
 
 // Fitted min when the scale is not the fitted one.
@@ -347,12 +348,15 @@ template <int kSize>
 void round_affine_codes(const SubBlocks<kSize>& subs, float high, const Lanes& scale,
                         const Lanes& min, uint8_t* codes) {
   Lanes inverse;
+  float inverses[kLanes * kSize], mins[kLanes * kSize];  // of each weight
   invert(scale, &inverse);
-  for (int l = 0; l < kLanes; ++l, codes += kSize) {
-    for (int i = 0; i < kSize; ++i) {
-      const float q = round_to_int(clamp((subs.rows[l][i] - min.v[l]) * inverse.v[l], 0.0f, high));
-      codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q));
-    }
+  for (int l = 0; l < kLanes; ++l) {
+    std::fill_n(inverses + l * kSize, kSize, inverse[l]);
+    std::fill_n(mins + l * kSize, kSize, min[l]);
+  }
+  for (int i = 0; i < kLanes * kSize; ++i) {
+    const float q = round_to_int(clamp((subs.rows[i] - mins[i]) * inverses[i], 0.0f, high));
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q));
   }
 }
 

@@ -4,7 +4,9 @@
 // Inner loops are written `for lane { for weight { ... } }` over arrays [weight][lane], without
 // branches and with constant trip counts. GCC turns the lane loop into vectors of any width without
 // changing the order of a float operation, so all ISA variants of the core write the same bytes
-// (the core is compiled with -ffp-contract=off).
+// (the core is compiled with -ffp-contract=off). It makes none of a loop of 16 that stands within
+// another: that it unrolls first. So loops over lanes that belong into a search are functions that
+// are not inlined, and loops over all weights of a group have one index.
 #pragma once
 
 #include <algorithm>
@@ -31,10 +33,10 @@ inline Lanes filled(float value) {
 
 template <int kSize>  // weights in a sub-block: 16 or 32
 struct SubBlocks {
-  float rows[kLanes][kSize];  // weights, finite
-  Lanes x[kSize];             // the same, transposed: [kSize][lane]
-  Lanes w[kSize];             // how much the squared error of each weight counts, > 0
-  bool has_importance;        // otherwise every w is 1
+  float rows[kLanes * kSize];  // weights, finite: [lane][kSize]
+  Lanes x[kSize];              // the same, transposed: [kSize][lane]
+  Lanes w[kSize];              // how much the squared error of each weight counts, > 0
+  bool has_importance;         // otherwise every w is 1
 };
 
 // A weight beyond what any format can hold is quantised as this, so that no sum overflows.
@@ -61,7 +63,7 @@ inline float inverse_of(float scale) {
   const bool usable = std::fabs(scale) > 1e-12f;
   return pick(usable, 1.0f / pick(usable, scale, 1.0f), 0.0f);
 }
-inline void invert(const Lanes& scale, Lanes* inverse) {
+[[gnu::noinline]] inline void invert(const Lanes& scale, Lanes* inverse) {
   for (int l = 0; l < kLanes; ++l) inverse->v[l] = inverse_of(scale.v[l]);
 }
 
@@ -84,6 +86,35 @@ inline float next_half(float half, float direction) {
   return nearest_half(half + direction * 0.7f * pick(place > 0x1p-24f, place, 0x1p-24f));
 }
 
+// Folds pairs of 2 * kHalf elements until the first is left: step(a, b) folds element b into a.
+template <int kHalf, class Step>
+inline void fold(const Step& step) {
+  for (int i = 0; i < kHalf; ++i) step(i, i + kHalf);
+  if constexpr (kHalf > 1) fold<kHalf / 2>(step);
+}
+
+// The candidate of least cost; overwrites both.
+template <int kCount>
+[[gnu::noinline]] float cheapest(float (&candidates)[kCount], float (&costs)[kCount]) {
+  fold<kCount / 2>([&](int a, int b) {
+    const bool better = costs[b] < costs[a];
+    candidates[a] = pick(better, candidates[b], candidates[a]);
+    costs[a] = pick(better, costs[b], costs[a]);
+  });
+  return candidates[0];
+}
+
+// The value of largest magnitude, with its sign.
+template <int kCount>
+[[gnu::noinline]] float largest_of(const float* values) {
+  float rest[kCount];
+  std::copy_n(values, kCount, rest);
+  fold<kCount / 2>([&](int a, int b) {
+    rest[a] = pick(std::fabs(rest[b]) > std::fabs(rest[a]), rest[b], rest[a]);
+  });
+  return rest[0];
+}
+
 inline float sum_lanes(const Lanes& lanes, int first, int count) {
   float sum = 0.0f;
   for (int l = first; l < first + count; ++l) sum += lanes[l];
@@ -101,16 +132,16 @@ inline float importance_factor(const float* importance, int64_t row_length) {
   return sum > 0.0 ? static_cast<float>(static_cast<double>(row_length) / sum) : 0.0f;
 }
 
-// Squared-error weights of a sub-block: with a mean of 1 over the row and a floor, so that no
-// weight may take just any value.
-template <int kSize>
-void weigh(const float* importance, float factor, float* out) {
-  for (int i = 0; i < kSize; ++i) out[i] = 1e-5f + clamp(importance[i] * factor, 0.0f, 1e6f);
+// Squared-error weights of a group: with a mean of 1 over the row and a floor, so that no weight
+// may take just any value.
+template <int kCount>
+void weigh(const float (&importance)[kCount], float factor, float (&out)[kCount]) {
+  for (int i = 0; i < kCount; ++i) out[i] = 1e-5f + clamp(importance[i] * factor, 0.0f, 1e6f);
 }
 
-template <int kSize>
-void make_finite(const float* weights, float* out) {
-  for (int i = 0; i < kSize; ++i) {
+template <int kCount>
+void make_finite(const float* weights, float (&out)[kCount]) {
+  for (int i = 0; i < kCount; ++i) {
     const float x = weights[i];
     out[i] = pick(x == x, clamp(x, -kLargestWeight, kLargestWeight), 0.0f);
   }
@@ -118,15 +149,15 @@ void make_finite(const float* weights, float* out) {
 
 // [lane][kSize] -> [kSize][lane], in squares of 4.
 template <int kSize>
-void transpose(const float (&rows)[kLanes][kSize], Lanes* out) {
+void transpose(const float (&rows)[kLanes * kSize], Lanes* out) {
   using Four = float __attribute__((vector_size(16)));
   for (int l = 0; l < kLanes; l += 4) {
     for (int i = 0; i < kSize; i += 4) {
       Four a, b, c, d;
-      std::memcpy(&a, rows[l] + i, sizeof a);
-      std::memcpy(&b, rows[l + 1] + i, sizeof b);
-      std::memcpy(&c, rows[l + 2] + i, sizeof c);
-      std::memcpy(&d, rows[l + 3] + i, sizeof d);
+      std::memcpy(&a, rows + l * kSize + i, sizeof a);
+      std::memcpy(&b, rows + (l + 1) * kSize + i, sizeof b);
+      std::memcpy(&c, rows + (l + 2) * kSize + i, sizeof c);
+      std::memcpy(&d, rows + (l + 3) * kSize + i, sizeof d);
       const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
       const Four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
       const Four cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
@@ -154,15 +185,29 @@ void quantize_groups(const float* weights, const float* importance, uint8_t* blo
   subs.has_importance = importance != nullptr;
   for (Lanes& w : subs.w) w = filled(1.0f);
   for (int64_t first = 0, byte = 0; first < num_weights; first += kGroupSize, byte += kGroupBytes) {
-    float importances[kLanes][kSize];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      // The last group may be short: its spare lanes repeat the last sub-block.
-      const int64_t start = std::min(first + lane * kSize, num_weights - kSize);
-      make_finite<kSize>(weights + start, subs.rows[lane]);
-      if (importance) weigh<kSize>(importance + start % row_length, factor, importances[lane]);
+    // The last group may be short: its spare lanes repeat the last sub-block.
+    const auto start_of = [&](int lane) {
+      return std::min(first + lane * kSize, num_weights - kSize);
+    };
+    if (first + kGroupSize <= num_weights) {
+      make_finite(weights + first, subs.rows);
+    } else {
+      float padded[kGroupSize];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        std::memcpy(padded + lane * kSize, weights + start_of(lane), kSize * sizeof(float));
+      }
+      make_finite(padded, subs.rows);
     }
-    transpose(subs.rows, subs.x);
-    if (importance) transpose(importances, subs.w);
+    transpose<kSize>(subs.rows, subs.x);
+    if (importance) {
+      float wanted[kGroupSize], weighed[kGroupSize];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float* from = importance + start_of(lane) % row_length;
+        std::memcpy(wanted + lane * kSize, from, kSize * sizeof(float));
+      }
+      weigh(wanted, factor, weighed);
+      transpose<kSize>(weighed, subs.w);
+    }
     uint8_t group[kGroupBytes];
     encode(subs, group);
     std::memcpy(blocks + byte, group, static_cast<size_t>(std::min(kGroupBytes, num_bytes - byte)));

@@ -111,7 +111,8 @@ Lanes largest_weights(const SubBlocks<kSize>& subs) {
 }
 
 // Where `trial` has less error: takes it.
-void keep_better(const Lanes& trial, const Lanes& trial_error, Lanes* kept, Lanes* kept_error) {
+[[gnu::noinline]] void keep_better(const Lanes& trial, const Lanes& trial_error, Lanes* kept,
+                                   Lanes* kept_error) {
   for (int l = 0; l < kLanes; ++l) {
     const bool better = trial_error.v[l] < kept_error->v[l];
     kept->v[l] = pick(better, trial.v[l], kept->v[l]);
@@ -119,17 +120,23 @@ void keep_better(const Lanes& trial, const Lanes& trial_error, Lanes* kept, Lane
   }
 }
 
+[[gnu::noinline]] void multiply(const Lanes& a, const Lanes& b, Lanes* product) {
+  for (int l = 0; l < kLanes; ++l) product->v[l] = a.v[l] * b.v[l];
+}
+
+// Integer scales one step on, within [low, high].
+[[gnu::noinline]] void move(const Lanes& scale, float step, float low, float high, Lanes* moved) {
+  for (int l = 0; l < kLanes; ++l) moved->v[l] = clamp(scale.v[l] + step, low, high);
+}
+
 // The half d for the fitted scales of kCount lanes from `first`: the one whose integer multiples
 // lie nearest to them.
 template <int kCount>
 float choose_d(const ScaleFit& fit, int first, float low, float high) {
   constexpr int kCandidates = 32;
-  float largest = 0.0f;
-  for (int l = first; l < first + kCount; ++l) {
-    largest = std::fabs(fit.scale[l]) > std::fabs(largest) ? fit.scale[l] : largest;
-  }
   const float* scale = fit.scale.v + first;
   const float* curvature = fit.curvature.v + first;
+  const float largest = largest_of<kCount>(scale);
   float candidates[kCandidates], inverses[kCandidates], costs[kCandidates];
   for (int c = 0; c < kCandidates; ++c) {
     const float target = (c % 2 ? low : high) * (1.04f - 0.02f * static_cast<float>(c / 2));
@@ -145,7 +152,7 @@ float choose_d(const ScaleFit& fit, int first, float low, float high) {
     }
     costs[c] = cost;
   }
-  return candidates[std::min_element(costs, costs + kCandidates) - costs];
+  return cheapest(candidates, costs);
 }
 
 template <int kSize, class Grid>
@@ -213,7 +220,7 @@ void search_super_scale(const SubBlocks<kSize>& subs, const Grid& grid,
   }
   Lanes inverse, product, error, best_error, trial;
   const auto evaluate = [&](const Lanes& scales) {
-    for (int l = 0; l < kLanes; ++l) product.v[l] = d.v[l] * scales.v[l];
+    multiply(d, scales, &product);
     sum_errors(subs, grid, product, &error);
   };
   invert(d, &inverse);
@@ -224,14 +231,14 @@ void search_super_scale(const SubBlocks<kSize>& subs, const Grid& grid,
   best_error = error;
   for (int round = 0; round < 2; ++round) {
     for (const float step : {-1.0f, 1.0f}) {
-      for (int l = 0; l < kLanes; ++l) trial.v[l] = clamp(scale.v[l] + step, low, high);
+      move(scale, step, low, high, &trial);
       evaluate(trial);
       keep_better(trial, error, &scale, &best_error);
     }
     // With the codes that these scales give, refit d.
     Lanes xq, qq;
     const Lanes old_d = d;
-    for (int l = 0; l < kLanes; ++l) product.v[l] = d.v[l] * scale.v[l];
+    multiply(d, scale, &product);
     invert(product, &inverse);
     sum_products(subs, grid, inverse, &xq, &qq);
     for (int first = 0; first < kLanes; first += kCount) {
@@ -263,12 +270,12 @@ template <int kSize, class Grid>
 void round_codes(const SubBlocks<kSize>& subs, const Grid& grid, const Lanes& scale,
                  uint8_t* codes) {
   Lanes inverse;
+  float inverses[kLanes * kSize];  // of each weight
   invert(scale, &inverse);
-  for (int l = 0; l < kLanes; ++l, codes += kSize) {
-    for (int i = 0; i < kSize; ++i) {
-      const float code = code_of(grid, subs.rows[l][i] * inverse.v[l]);
-      codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
-    }
+  for (int l = 0; l < kLanes; ++l) std::fill_n(inverses + l * kSize, kSize, inverse[l]);
+  for (int i = 0; i < kLanes * kSize; ++i) {
+    const float code = code_of(grid, subs.rows[i] * inverses[i]);
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
   }
 }
 

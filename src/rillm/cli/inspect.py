@@ -109,7 +109,7 @@ def _headline(reader: GGUFReader) -> str:
         parts += f", packed for {reader.packing.variant} (runs in rillm only)"
     return (
         f"{reader.files[0].name}: GGUF v{reader.version}{parts}, {format_bytes(reader.file_size)}, "
-        f"{totals.num_weights / 1e9:.3f} G weights in {len(reader.tensors)} tensors ({types}), "
+        f"{totals.num_weights / 1e6:,.1f} M weights in {len(reader.tensors)} tensors ({types}), "
         f"{totals.bits_per_weight:.2f} bits per weight"
     )
 

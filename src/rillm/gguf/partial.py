@@ -61,8 +61,9 @@ class PartialFile:
         self.file.write(_JOURNAL.pack(_TAG, 0, self._hash) + head[_JOURNAL.size :])
 
     def keep(self, whole: int) -> None:
-        """Makes the first `whole` bytes durable, for another run to go on from."""
+        """Makes the first `whole` bytes durable, for another run to go on from; cuts off others."""
         self.file.flush()
+        self.file.truncate(whole)
         os.fsync(self.file.fileno())
         os.pwrite(self.file.fileno(), _JOURNAL.pack(_TAG, whole, self._hash), 0)
         self.whole = whole

@@ -23,9 +23,11 @@ def is_finite(values: NDArray[Any]) -> bool:
     """Whether there is no NaN and no infinity; uint16 means bfloat16 bits."""
     if values.dtype == np.float32 or values.dtype == np.float64:
         return bool(np.isfinite(values).all())
-    exponent = np.uint16(0x7F80 if values.dtype == np.uint16 else 0x7C00)
-    # On the bits: numpy's isfinite of a float16 goes through a function call for each.
-    return not bool(((values.view(np.uint16) & exponent) == exponent).any())
+    # On the bits: numpy's isfinite of a float16 goes through a function call for each. Positive
+    # numbers are in order as signed integers, negative ones as unsigned; nothing is allocated.
+    infinity = 0x7F80 if values.dtype == np.uint16 else 0x7C00
+    highest, lowest = (int(values.view(bits).max(initial=0)) for bits in (np.int16, np.uint16))
+    return highest < infinity and lowest < infinity | 0x8000
 
 
 def encode(values: NDArray[Any], type_: GGMLType) -> NDArray[Any]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rillm.gguf import GGUFReader
+from rillm.prepare.disk import check_free
 from rillm.prepare.download import RemoteFile, bytes_here, download
 from rillm.prepare.errors import PrepareError
 from rillm.prepare.hub import Repository, open_repository
@@ -227,12 +227,8 @@ def _check_disk(folder: Path, files: Sequence[RemoteFile], spare_bytes: int) -> 
     if not existing.is_dir():
         raise PrepareError(f"{folder}: is not a folder; give another with --out")
     needed = spare_bytes + sum(file.size - bytes_here(folder, file) for file in files)
-    free = shutil.disk_usage(existing).free
-    if needed and free < needed + _SPARE_BYTES:
-        raise PrepareError(
-            f"{folder}: needs {needed / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free; "
-            "free some space or give another folder with --out"
-        )
+    if needed:
+        check_free(folder, existing, needed + _SPARE_BYTES, "another folder with --out")
 
 
 def _pull_smollm2(folder: Path, progress: PullProgress | None) -> PullResult:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from rillm import __version__
 from rillm.core import allowed_cpus, load_core
 from rillm.gguf import Encoded, GGMLType, GGUFWriter, Typed, WriterValue, bytes_left
+from rillm.prepare.disk import check_free
 from rillm.prepare.errors import PrepareError
 from rillm.prepare.floats import encode, is_finite, type_of
 from rillm.prepare.mixes import FLOAT_TYPES
@@ -102,7 +102,11 @@ def write_model(
     """
     total = sum(output.num_bytes for output in outputs)
     header_bytes = _header_bytes(metadata) + 128 * len(outputs)
-    _check_disk(Path(path), total + header_bytes - bytes_left(path))
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise PrepareError(f"{folder}: no such folder; make it or give another output path")
+    needed = total + header_bytes - bytes_left(path)
+    check_free(Path(path), folder, needed, "another output path")
     core = load_core() if any(output.type not in FLOAT_TYPES for output in outputs) else None
     num_threads = num_threads or len(allowed_cpus())
     pool = ThreadPoolExecutor(num_threads)
@@ -242,19 +246,6 @@ def to_float32(core: Core, values: NDArray[Any]) -> NDArray[np.float32]:
     result = np.empty(values.shape, np.float32)
     core.dequantize(type_of(values), values.data, result.data)
     return result
-
-
-def _check_disk(path: Path, num_bytes: int) -> None:
-    folder = path.parent
-    if not folder.is_dir():
-        raise PrepareError(f"{folder}: no such folder; make it or give another output path")
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        needed, left = f"{num_bytes / 1e6:,.1f} MB", f"{free / 1e6:,.1f} MB"
-        raise PrepareError(
-            f"{path}: needs {needed}, but only {left} are free in {folder}; "
-            "free some space or give another output path"
-        )
 
 
 def _header_bytes(metadata: Mapping[str, WriterValue]) -> int:

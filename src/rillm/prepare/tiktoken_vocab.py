@@ -138,30 +138,3 @@ class TiktokenVocab:
             merges=[f"{spell(left)} {spell(right)}" for left, right in derive_merges(ranks)],
             special_ids={text: first + i for i, text in enumerate(specials)},
         )
-
-    def gguf_keys(self, pre: str = "chatglm-bpe") -> dict[str, object]:
-        """The `tokenizer.ggml.*` keys of a GLM model; `pre` is chatglm-bpe or glm4.
-
-        bos is set although GLM has none, because some readers fail on a file without it;
-        add_bos_token=false keeps it out of the prompt.
-        """
-        prefix = "tokenizer.ggml."
-        end = self._special("<|endoftext|>")
-        return {
-            prefix + "model": "gpt2",
-            prefix + "pre": pre,
-            prefix + "tokens": self.tokens,
-            prefix + "token_type": self.token_types,
-            prefix + "merges": self.merges,
-            prefix + "bos_token_id": end,
-            prefix + "eos_token_id": end,
-            prefix + "eot_token_id": self._special("<|user|>"),
-            prefix + "unknown_token_id": end,
-            prefix + "padding_token_id": end,
-            prefix + "add_bos_token": False,
-        }
-
-    def _special(self, text: str) -> int:
-        if text not in self.special_ids:
-            raise PrepareError(f"the vocabulary has no special token {text}")
-        return self.special_ids[text]

@@ -86,7 +86,15 @@ def _tiktoken_keys(
                 f"{path}: tokenizer_config.json says that token {id_} is {text!r}, which does not "
                 "follow from this file; fetch both files again"
             )
-    keys = _bpe_keys(vocab.tokens, vocab.token_types, vocab.merges, plan.glm_pre)
+    return tiktoken_keys(vocab, plan.glm_pre, path)
+
+
+def tiktoken_keys(vocab: TiktokenVocab, pre: str, path: Path) -> dict[str, WriterValue]:
+    """The keys of a GLM vocabulary that was read from `path`; `pre` is chatglm-bpe or glm4.
+
+    PrepareError where it lacks a token that ends a turn.
+    """
+    keys = _bpe_keys(vocab.tokens, vocab.token_types, vocab.merges, pre)
     return keys | _glm_ids(vocab.special_ids, path)
 
 
