@@ -143,6 +143,7 @@ def load_engine(
             vocab_size=model_config.vocab_size,
             context_length=plan.context_length,
             num_blocks=plan.num_blocks,
+            key_cost=key_cost(model_config),
         )
     except BaseException as error:
         if team is not None:
@@ -163,3 +164,14 @@ def cache_block_bytes(config: ModelConfig, cache_type: GGMLType, block_size: int
     """Bytes of `block_size` tokens in the KV cache: keys and values of every layer and KV head."""
     row = cache_type.row_bytes(config.head_dim)
     return 2 * config.num_layers * config.num_kv_heads * block_size * row
+
+
+def key_cost(config: ModelConfig) -> float:
+    """What a key that a token attends to costs, in times of what the token's weights cost.
+
+    Counted in multiplications; those of attention are float32, which costs about twice as much as
+    the integers of quantised weights.
+    """
+    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+    weights = config.hidden_size * (2 * (heads + kv_heads) * dim + 3 * config.ffn_size)
+    return 2.0 * (2 * heads * dim) / weights
