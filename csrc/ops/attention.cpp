@@ -220,7 +220,7 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   // Where a key's row lies behind those of the first slot. In 32 bits: a division takes its time.
   const auto row_of = [&](int64_t key) {
     const auto position = static_cast<uint32_t>(key), size = static_cast<uint32_t>(block_size);
-    return blocks[position / size] * cache.plane_block_bytes + position % size * cache.row_bytes;
+    return blocks[position / size] * cache.block_bytes + position % size * cache.row_bytes;
   };
   // What is used once only is converted just before, so that it stays in the first-level cache.
   const int64_t slab_keys = num_vectors <= 2 ? kKeys : kSlab;
