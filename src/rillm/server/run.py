@@ -28,7 +28,6 @@ from rillm.server.errors import ApiError
 from rillm.server.models_pool import ModelPool, find_models
 from rillm.server.service import Service
 
-_log = logging.getLogger(__name__)
 _MAX_FILES = 65536
 
 
