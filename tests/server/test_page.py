@@ -134,7 +134,7 @@ def test_copying_works_where_there_is_no_clipboard(page):
     page.reload()
     page.locator("#model", has_text="tiny").wait_for()
     ask(page, "what to copy")
-    page.locator(".message.user").get_by_text("Copy").click()
+    page.locator(".message.user .tools").get_by_text("Copy").click()
     page.focus("#input")
     page.keyboard.press("Control+V")
     assert page.input_value("#input") == "what to copy"
