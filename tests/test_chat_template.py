@@ -169,6 +169,8 @@ class TestBuiltIn:
         assert template("llama", override="chatglm4").source == "built-in glm-4-9b-chat"
         assert template(metadata={"general.basename": "glm-edge"}).source == "built-in glm-edge"
         assert template(override="{{ messages[0].content }}").source == "user"
+        with pytest.raises(ChatTemplateError, match="'glm-4' is neither Jinja nor one of glm-4-9b"):
+            template(override="glm-4")
         with pytest.raises(ChatTemplateError, match=r"no built-in template fits .*'llama'"):
             template("llama")
 

@@ -65,6 +65,14 @@ def test_loading_can_be_stopped(model_path, monkeypatch):
     assert server.error is None
 
 
+def is_refused(url):
+    try:
+        httpx.get(url)
+    except httpx.TransportError:
+        return True
+    return False
+
+
 def test_stopped_at_the_very_end_of_loading(model_path, monkeypatch):
     real, may_end = rillm.server.run.load_engine, threading.Event()
 
@@ -78,9 +86,8 @@ def test_stopped_at_the_very_end_of_loading(model_path, monkeypatch):
         server.get("/health", 503)
         server.server.stop()
         deadline = time.monotonic() + 30
-        with pytest.raises(httpx.TransportError):
-            while time.monotonic() < deadline:
-                httpx.get(server.url)
+        while not is_refused(server.url):
+            assert time.monotonic() < deadline
         may_end.set()
     assert server.error is None
     assert "ready" not in server.messages.getvalue()
@@ -92,6 +99,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
     server = Server(tiny_config(bad))
     with pytest.raises(RillmError, match=r"bad\.gguf"):
         server.run()
+
+
+def test_a_bad_chat_template_ends_the_server(model_path):
+    for template in ("glm-4", "{% if %}"):
+        server = Server(tiny_config(model_path, chat_template=template))
+        with pytest.raises(RillmError, match="template"):
+            server.run()
 
 
 def test_a_taken_port_is_one_clear_error(server, model_path):

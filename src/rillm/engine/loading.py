@@ -51,11 +51,7 @@ class LoadedEngine(Closing):
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The one asked for, the file's, or the built-in that fits; ChatTemplateError if none."""
-        return ChatTemplate.from_gguf(
-            self.reader.metadata,
-            self.model.config.architecture,
-            override=self._chat_template,
-        )
+        return _template(self.reader, self.model.config, self._chat_template)
 
     @property
     def num_bytes(self) -> int:
@@ -95,6 +91,8 @@ def load_engine(
     team: ThreadTeam | None = None
     try:
         model_config = read_model_config(reader)
+        if chat_template is not None:  # what is wrong with it is said now, not to the first user
+            _template(reader, model_config, chat_template)
         cache_type = _CACHE_TYPES[config.cache_type]
         available = available_memory()
         if config.memory is not None:
@@ -153,6 +151,10 @@ def load_engine(
             raise CacheMemoryError(f"{path}: not enough memory to load it ({error})") from None
         raise
     return LoadedEngine(reader, core, team, model, engine, plan, chat_template)
+
+
+def _template(reader: GGUFReader, config: ModelConfig, override: str | None) -> ChatTemplate:
+    return ChatTemplate.from_gguf(reader.metadata, config.architecture, override=override)
 
 
 def one_token() -> Batch:
