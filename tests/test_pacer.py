@@ -84,9 +84,9 @@ def delays_of_prompt(
     return delays
 
 
-# Two cores with AVX2: SmolLM2-135M, where attention over 8000 keys costs more than the weights, and
-# 4 layers of GLM-4-9B. A board: the whole of it, where a prompt token costs a third of a step. One
-# where a single token takes longer than two steps' time... is none: it is the next test's.
+# small: SmolLM2-135M on two cores with AVX2, where attention over 8000 keys costs more than the
+# weights. large: 4 layers of GLM-4-9B there. board: all 40, where a prompt token costs a quarter of a
+# step. unexpected: a machine whose attention is slower than anybody said.
 SMALL = Machine(10e-3, 1e-3, 1e-3, read=1.4e-6, key=3.3e-7)
 MACHINES = {
     "small": (SMALL, 6.5e-4),
