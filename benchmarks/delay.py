@@ -4,9 +4,10 @@
     python benchmarks/delay.py -t 2 --prompt 16000 --dummy glm-4-9b --layers 4
 
 Some chats run and a prompt comes. Every step with a piece of the prompt takes longer than the steps
-around it that have none, by `delay` times what those take: the median of the latest nine, which
-grow as the chats do. Shown for the whole prompt and for its eighths, because a token costs more the
-more there is before it. Every run is appended to benchmarks/results/delay.jsonl.
+around it that have none, by `delay` times what those take: the median of three before it and two
+after, as the chats grow and the machine's speed varies. Shown for the whole prompt and for its
+eighths, because a token costs more the more there is before it. Every run is appended to
+benchmarks/results/delay.jsonl.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections import deque
+from bisect import bisect
 from pathlib import Path
 
 from record import git_commit, record
@@ -29,6 +30,7 @@ from rillm.prepare.dummy import write_dummy
 from rillm.sampling import SamplingParams
 
 WARM_UP = 60  # steps
+CHAT = 60  # tokens of a chat's prompt
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -39,28 +41,37 @@ def percentile(values: list[float], share: float) -> float:
 
 def delays_of(engine: Engine, prompt: list[int], seconds: float) -> list[float]:
     """Of every step with a piece of the prompt; ends early after so many seconds."""
-    usual: deque[float] = deque(maxlen=9)
+    places: list[int] = []  # of the steps without, and their times
+    usual: list[float] = []
+    mixed: list[tuple[int, float]] = []
+    place = 0
 
-    def step() -> tuple[bool, float]:
+    def step() -> None:
+        nonlocal place
         num_before = engine.stats.prompt_tokens
         start = time.perf_counter()
         engine.step()
-        return engine.stats.prompt_tokens > num_before, time.perf_counter() - start
+        took = time.perf_counter() - start
+        place += 1
+        if engine.stats.prompt_tokens > num_before:
+            mixed.append((place, took))
+        else:
+            places.append(place)
+            usual.append(took)
 
     for _ in range(WARM_UP):
-        usual.append(step()[1])
+        step()
     end = time.perf_counter() + seconds
-    num_prompt_tokens = engine.stats.prompt_tokens
+    last = engine.stats.prompt_tokens + len(prompt) - 1
     engine.add_request(Request(prompt, SamplingParams(ignore_eos=True), n_predict=0))
+    while engine.stats.prompt_tokens < last and time.perf_counter() < end:
+        step()
+    for _ in range(2):
+        step()
     delays = []
-    while engine.stats.prompt_tokens < num_prompt_tokens + len(prompt) - 1:
-        is_mixed, took = step()
-        if is_mixed:
-            delays.append(took / statistics.median(usual) - 1.0)
-        else:
-            usual.append(took)
-        if time.perf_counter() > end:
-            break
+    for place, took in mixed:
+        after = bisect(places, place)
+        delays.append(took / statistics.median(usual[after - 3 : after + 2]) - 1.0)
     return delays
 
 
@@ -75,9 +86,9 @@ def measure(path: Path, name: str, args: argparse.Namespace) -> None:
         size = min(loaded.tokenizer.vocab_size, 20_000)
         params = SamplingParams(ignore_eos=True)
         for _ in range(args.chats):
-            chat = [source.randrange(size) for _ in range(60)]
+            chat = [source.randrange(size) for _ in range(CHAT)]
             engine.add_request(Request(chat, params))
-        while engine.stats.generated_tokens < 2 * args.chats:
+        while engine.stats.prompt_tokens < args.chats * (CHAT - 1):
             engine.step()
         prompt = [source.randrange(size) for _ in range(args.prompt)]
         start = time.perf_counter()

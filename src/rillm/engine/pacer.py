@@ -25,7 +25,7 @@ _FIRST_AIM = 0.6
 _AIMS = (0.25, 0.85)
 _AIM_DOWN, _AIM_UP = 0.85, 1.001
 # Mixed steps after which the time of a step of decodes alone is measured again.
-_REMEASURE = 32
+_REMEASURE = 16
 
 
 def prompt_work(start: int, num_tokens: int, key_cost: float) -> float:
@@ -83,7 +83,7 @@ class PrefillPacer:
         self._max_seconds = max_seconds
         # Of steps of decodes alone, by the bit length of num_decodes: the latest times. Their
         # median counts, because a prompt slows the steps before its own (it is being encoded).
-        self._decode_times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=9))
+        self._decode_times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=7))
         self._mixed_seconds: float | None = None  # of one unit of work in a step with decodes
         self._alone_seconds: float | None = None  # of one unit of work in a step without
         self._num_mixed_steps = 0
