@@ -196,6 +196,22 @@ def test_one_slow_or_fast_step_changes_little() -> None:
     assert limit_after(0.1, 0.1, 0.1, 0.05) == usual
 
 
+def test_a_stall_is_soon_forgotten() -> None:
+    pacer = PrefillPacer(2.0)
+    limits = []
+    for i in range(80):
+        limit = pacer.limit(4)
+        if not limit:
+            pacer.observe(4, 0, 0.0, 0.1)
+            continue
+        limits.append(limit)
+        stall = 5.0 if i == 40 else 0.0
+        pacer.observe(4, int(limit), limit, 0.1 + 0.05 + 0.005 * limit + stall)
+    before, after = max(limits[30:38]), limits[-8:]
+    assert min(limits[38:]) < 0.7 * before
+    assert min(after) > 0.8 * before
+
+
 def test_a_first_guess_that_is_far_off_shows_at_once() -> None:
     # The clock of the first mixed step stood still: it seems to have cost nothing.
     pacer = PrefillPacer(2.0)

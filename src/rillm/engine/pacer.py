@@ -140,6 +140,8 @@ class PrefillPacer:
             self._rest = rest if rest < self._token_work else 0.0  # else there was no prompt left
             extra = max(seconds - self._decode_seconds(num_decodes), 0.05 * seconds)
             is_late = extra > self._allowed > 0.0
+            if is_late:  # a stall of the machine must not count for more than what any chunk may be
+                extra = min(extra, 2.0 * self._allowed)
             # A short end of a prompt says little: it costs nearly as much as some tokens more.
             if is_late or self._mixed_seconds is None or work >= 0.5 * self._limit:
                 self._mixed_seconds = _mean(self._mixed_seconds, extra / work)
