@@ -85,8 +85,8 @@ def delays_of_prompt(
 
 
 # small: SmolLM2-135M on two cores with AVX2, where attention over 8000 keys costs more than the
-# weights. large: 4 layers of GLM-4-9B there. board: all 40, where a prompt token costs a quarter of a
-# step. unexpected: a machine whose attention is slower than anybody said.
+# weights. large: 4 layers of GLM-4-9B there. board: all 40, where a prompt token costs a quarter of
+# a step. unexpected: a machine whose attention is slower than anybody said.
 SMALL = Machine(10e-3, 1e-3, 1e-3, read=1.4e-6, key=3.3e-7)
 MACHINES = {
     "small": (SMALL, 6.5e-4),
