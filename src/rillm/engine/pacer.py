@@ -22,7 +22,7 @@ _FORGET = 0.98
 # Of the delay allowed, what a chunk is cut for. It is moved so that about one step in 160 exceeds
 # the delay: down after each that does, a little up after each that does not.
 _FIRST_AIM = 0.6
-_AIMS = (0.25, 0.85)
+_AIMS = (0.5, 0.85)
 _AIM_DOWN, _AIM_UP = 0.85, 1.001
 # Mixed steps after which the time of a step of decodes alone is measured again.
 _REMEASURE = 16
