@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -67,11 +68,16 @@ def start_chats(scheduler: Scheduler, machine: Machine, num: int = 4) -> None:
 
 
 def delays_of_prompt(
-    scheduler: Scheduler, machine: Machine, prompt: Sequence, noise: random.Random | None = None
+    scheduler: Scheduler,
+    machine: Machine,
+    prompt: Sequence,
+    noise: random.Random | None = None,
+    slowness: Callable[[float], float] = lambda now: 1.0,
 ) -> list[float]:
     """How much longer each step took that had a piece of `prompt`, in times of its decodes."""
     scheduler.add(prompt)
     delays = []
+    now = 0.0
     while not prompt.num_generated_tokens:
         step = scheduler.schedule()
         seconds = machine.seconds(step)
@@ -79,6 +85,8 @@ def delays_of_prompt(
             seconds *= max(0.8, noise.gauss(1.0, 0.05))
         if step.num_prefill_tokens:
             delays.append(seconds / machine.decodes(step) - 1.0)
+        seconds *= slowness(now)
+        now += seconds
         advance(scheduler, step, seconds)
         assert len(delays) < 20_000
     return delays
@@ -123,6 +131,24 @@ def test_times_that_vary_exceed_two_steps_less_than_once_in_a_hundred(name: str)
         late += sum(delay > 2.0 for delay in delays)
         num += len(delays)
     assert late <= 0.01 * num
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_a_machine_that_changes_its_speed(name: str) -> None:
+    machine, key_cost = MACHINES[name]
+    late = num = 0
+    for seed in range(3):
+        noise = random.Random(seed)
+        scheduler = make(PrefillPacer(2.0, 1.0, key_cost))
+        start_chats(scheduler, machine)
+        prompt = Sequence(9, range(8000))
+        # Twice as slow every other three seconds.
+        delays = delays_of_prompt(
+            scheduler, machine, prompt, noise, lambda now: 1.0 + int(now / 3.0) % 2
+        )
+        late += sum(delay > 2.0 for delay in delays)
+        num += len(delays)
+    assert late <= 0.02 * num
 
 
 def test_a_prompt_that_goes_on_from_a_deep_prefix() -> None:

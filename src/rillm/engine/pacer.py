@@ -24,8 +24,10 @@ _FORGET = 0.98
 _FIRST_AIM = 0.6
 _AIMS = (0.5, 0.85)
 _AIM_DOWN, _AIM_UP = 0.85, 1.001
-# Mixed steps after which the time of a step of decodes alone is measured again.
+# Mixed steps after which the time of a step of decodes alone is measured again; at once after one
+# that took so much less or more than predicted, as the machine's speed may have changed.
 _REMEASURE = 16
+_EXPECTED = (0.75, 1.35)
 
 
 def prompt_work(start: int, num_tokens: int, key_cost: float) -> float:
@@ -83,7 +85,7 @@ class PrefillPacer:
         self._max_seconds = max_seconds
         # Of steps of decodes alone, by the bit length of num_decodes: the latest times. Their
         # median counts, because a prompt slows the steps before its own (it is being encoded).
-        self._decode_times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=7))
+        self._decode_times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=5))
         self._mixed_seconds: float | None = None  # of one unit of work in a step with decodes
         self._alone_seconds: float | None = None  # of one unit of work in a step without
         self._num_mixed_steps = 0
@@ -135,10 +137,15 @@ class PrefillPacer:
                 self._alone_seconds = _mean(self._alone_seconds, seconds / work)
         else:
             self._num_mixed_steps += 1
+            decode_seconds = self._decode_seconds(num_decodes)
+            if self._mixed_seconds is not None:
+                ratio = seconds / (decode_seconds + work * self._mixed_seconds)
+                if not _EXPECTED[0] < ratio < _EXPECTED[1]:
+                    self._num_mixed_steps = _REMEASURE
             self._reached = max(work, _FORGET * self._reached)
             rest = self._limit - work
             self._rest = rest if rest < self._token_work else 0.0  # else there was no prompt left
-            extra = max(seconds - self._decode_seconds(num_decodes), 0.05 * seconds)
+            extra = max(seconds - decode_seconds, 0.05 * seconds)
             is_late = extra > self._allowed > 0.0
             if is_late:  # a stall of the machine must not count for more than what any chunk may be
                 extra = min(extra, 2.0 * self._allowed)
