@@ -2,8 +2,8 @@
 //
 //   [block][layer][keys, values][kv head][position in block][row of head_dim values]
 //
-// A block is one piece, so the kernel clears memory for it when the first sequence comes that far, a
-// page at a time. (With layers outermost a block lies in as many pages as there are planes: every
+// A block is one piece, so the kernel clears memory for it when the first sequence comes that far,
+// a page at a time. (With layers outermost a block lies in as many pages as there are planes: every
 // few thousand tokens a step waited until all of them, 2 MB each, were cleared.)
 //
 // A row is binary16 or GGUF Q8_0 blocks. The block size is a multiple of 16, so that the groups of
