@@ -61,6 +61,7 @@ def delays_of(engine: Engine, prompt: list[int], seconds: float) -> list[float]:
 
     for _ in range(WARM_UP):
         step()
+    mixed.clear()  # the ends of the chats' own prompts
     end = time.perf_counter() + seconds
     last = engine.stats.prompt_tokens + len(prompt) - 1
     engine.add_request(Request(prompt, SamplingParams(ignore_eos=True), n_predict=0))
