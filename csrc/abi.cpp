@@ -215,38 +215,32 @@ int core_cache_create(const CoreCacheConfig* config, CoreCache** out) {
 }
 
 uint64_t core_cache_block_bytes(const CoreCache* cache) {
-  return static_cast<uint64_t>(2 * cache->config.num_layers * cache->plane_block_bytes);
+  return static_cast<uint64_t>(cache->block_bytes);
 }
 
 namespace {
 
-// Calls copy(part of the cache, offset) for the planes of one block, in layer order.
-template <class Copy>
-int each_plane(const CoreCache* cache, int32_t block, uint64_t num_bytes, Copy&& copy) {
-  if (block < 0 || block >= cache->config.num_blocks ||
-      num_bytes != core_cache_block_bytes(cache)) {
-    return fail(CORE_INVALID, "cache block %d, %llu bytes", block,
-                static_cast<unsigned long long>(num_bytes));
+int check_block(const CoreCache* cache, int32_t block, uint64_t num_bytes) {
+  if (block >= 0 && block < cache->config.num_blocks &&
+      num_bytes == core_cache_block_bytes(cache)) {
+    return CORE_OK;
   }
-  const int64_t size = cache->plane_block_bytes;
-  for (int32_t i = 0; i < 2 * cache->config.num_layers; ++i) {
-    copy(cache->plane(i / 2, i % 2 != 0) + block * size, i * size, static_cast<size_t>(size));
-  }
-  return CORE_OK;
+  return fail(CORE_INVALID, "cache block %d, %llu bytes", block,
+              static_cast<unsigned long long>(num_bytes));
 }
 
 }  // namespace
 
 int core_cache_read(const CoreCache* cache, int32_t block, void* out, uint64_t num_bytes) {
-  return each_plane(cache, block, num_bytes, [&](uint8_t* part, int64_t offset, size_t size) {
-    std::memcpy(static_cast<uint8_t*>(out) + offset, part, size);
-  });
+  const int code = check_block(cache, block, num_bytes);
+  if (code == CORE_OK) std::memcpy(out, cache->block(block), num_bytes);
+  return code;
 }
 
 int core_cache_write(CoreCache* cache, int32_t block, const void* data, uint64_t num_bytes) {
-  return each_plane(cache, block, num_bytes, [&](uint8_t* part, int64_t offset, size_t size) {
-    std::memcpy(part, static_cast<const uint8_t*>(data) + offset, size);
-  });
+  const int code = check_block(cache, block, num_bytes);
+  if (code == CORE_OK) std::memcpy(cache->block(block), data, num_bytes);
+  return code;
 }
 
 void core_cache_destroy(CoreCache* cache) { delete cache; }

@@ -20,12 +20,13 @@ constexpr int kQ8Block = 32, kQ8Bytes = 34;  // GGUF Q8_0: binary16 d, 32 int8
 CoreCache::CoreCache(const CoreCacheConfig& cache) : config(cache) {
   row_bytes =
       config.ggml_type == kF16 ? 2 * config.head_dim : config.head_dim / kQ8Block * kQ8Bytes;
-  plane_block_bytes = int64_t{config.num_kv_heads} * config.block_size * row_bytes;
-  // abi.cpp bounds the shape of a block; with the number of blocks the product may overflow.
+  const int64_t plane_bytes = int64_t{config.num_kv_heads} * config.block_size * row_bytes;
+  // abi.cpp bounds the shape of a plane; with layers and blocks the product may overflow.
   constexpr int64_t kMaxBytes = int64_t{1} << 46;
   const int64_t num_planes = int64_t{2} * config.num_layers;
-  if (plane_block_bytes > kMaxBytes / num_planes / config.num_blocks) throw std::bad_alloc();
-  memory = rillm::Memory(static_cast<uint64_t>(num_planes * config.num_blocks * plane_block_bytes));
+  if (plane_bytes > kMaxBytes / num_planes / config.num_blocks) throw std::bad_alloc();
+  block_bytes = num_planes * plane_bytes;
+  memory = rillm::Memory(static_cast<uint64_t>(config.num_blocks * block_bytes));
 }
 
 void CoreCache::store(const float* values, uint8_t* row) const {

@@ -1,6 +1,10 @@
 // The paged KV cache: keys and values of all layers, in blocks that sequences share.
 //
-//   [layer][keys, values][block][kv head][position in block][row of head_dim values]
+//   [block][layer][keys, values][kv head][position in block][row of head_dim values]
+//
+// A block is one piece, so the kernel clears memory for it when the first sequence comes that far,
+// a page at a time. (With layers outermost a block lies in as many pages as there are planes: every
+// few thousand tokens a step waited until all of them, 2 MB each, were cleared.)
 //
 // A row is binary16 or GGUF Q8_0 blocks. The block size is a multiple of 16, so that the groups of
 // keys that attention reads together never straddle two blocks.
@@ -15,17 +19,16 @@ struct CoreCache {
   // Row of one slot (block * block_size + position) and head.
   uint8_t* row(int32_t layer, bool value, int64_t slot, int32_t head) const {
     const int64_t block = slot / config.block_size, position = slot % config.block_size;
-    return plane(layer, value) + block * plane_block_bytes +
+    const int64_t plane = int64_t{2} * layer + value;
+    return this->block(block) + plane * (block_bytes / (2 * config.num_layers)) +
            (head * config.block_size + position) * row_bytes;
   }
-  uint8_t* plane(int32_t layer, bool value) const {
-    return memory.data() + (int64_t{2} * layer + value) * config.num_blocks * plane_block_bytes;
-  }
+  uint8_t* block(int64_t index) const { return memory.data() + index * block_bytes; }
   void store(const float* values, uint8_t* row) const;  // [head_dim] -> one row
   // Rows of a head that follow one another in a block -> [num_rows, head_dim].
   void load(const uint8_t* rows, int32_t num_rows, float* values) const;
 
   CoreCacheConfig config;
-  int64_t row_bytes, plane_block_bytes;
+  int64_t row_bytes, block_bytes;
   rillm::Memory memory;
 };

@@ -169,6 +169,8 @@ class TestBuiltIn:
         assert template("llama", override="chatglm4").source == "built-in glm-4-9b-chat"
         assert template(metadata={"general.basename": "glm-edge"}).source == "built-in glm-edge"
         assert template(override="{{ messages[0].content }}").source == "user"
+        with pytest.raises(ChatTemplateError, match="'glm-4' is neither Jinja nor one of glm-4-9b"):
+            template(override="glm-4")
         with pytest.raises(ChatTemplateError, match=r"no built-in template fits .*'llama'"):
             template("llama")
 
@@ -279,6 +281,8 @@ def test_broken_or_hostile_templates(text, message, monkeypatch):
         ([{"role": "user|>\n<|system", "content": "x"}], "not a lower-case word"),
         ([{"role": "endoftext", "content": "x"}], "'endoftext' is not one of"),
         ([{"role": "user", "content": 3}], "content must be"),
+        ([{"role": "user"}], "the user message has no content"),
+        ([{"role": "assistant", "tool_calls": []}], "the assistant message has no content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "content must be"),
         ([USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}], "function.name"),
     ],

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import pytest
-
 from rillm.engine.block_manager import BlockManager
-from rillm.engine.scheduler import PrefillPacer, Scheduler, Step
+from rillm.engine.pacer import PrefillPacer, prompt_work
+from rillm.engine.scheduler import Scheduler, Step
 from rillm.engine.sequence import Sequence, SequenceStatus
 
 
@@ -164,93 +163,6 @@ def test_removing_a_waiting_sequence() -> None:
     assert not scheduler.has_work
 
 
-class Machine:
-    """Step times of a made-up machine: seconds a step, a decode and a prompt token."""
-
-    def __init__(self, step: float, decode: float, prompt: float) -> None:
-        self.costs = (step, decode, prompt)
-
-    def seconds(self, step: Step) -> float:
-        fixed, decode, prompt = self.costs
-        return fixed + decode * step.num_decodes + prompt * step.num_prefill_tokens
-
-
-@pytest.mark.parametrize(
-    "machine",
-    [Machine(0.200, 0.010, 0.040), Machine(0.002, 0.0002, 0.0003), Machine(0.05, 0.0, 0.012)],
-)
-def test_a_long_prompt_delays_others_by_at_most_two_decode_steps(machine: Machine) -> None:
-    scheduler = make(num_blocks=2000, seqs=8, tokens=512, delay=2.0)
-    for i in range(3):
-        scheduler.add(Sequence(i, [i, i]))
-    advance(scheduler, scheduler.schedule())
-    scheduler.add(Sequence(3, range(4000)))
-    long_steps = []
-    while True:
-        step = scheduler.schedule()
-        seconds = machine.seconds(step)
-        scheduler.pacer.observe(step, seconds)
-        if step.num_prefill_tokens:
-            long_steps.append(seconds)
-        advance(scheduler, step)
-        if any(s.num_generated_tokens and s.sequence_id == 3 for s in scheduler.running):
-            break
-    fixed, decode, prompt = machine.costs
-    alone = fixed + 3 * decode
-    assert max(long_steps) <= max(3.0 * alone, alone + 8 * prompt) * 1.01
-    # And it does use what it may: no step but the first and the last is much shorter.
-    assert sorted(long_steps)[2] >= min(2.0 * alone, alone + 512 * prompt)
-
-
-def test_pacer_measures_decodes_again_from_time_to_time() -> None:
-    pacer = PrefillPacer(2.0)
-    assert pacer.limit(0) is None
-    assert pacer.limit(4) == 0
-    pacer.observe(Step(num_decodes=4), 0.1)
-    mixed = Step(num_decodes=4, num_prefill_tokens=20)
-    zeros = 0
-    for _ in range(200):
-        if pacer.limit(4) == 0:
-            zeros += 1
-            pacer.observe(Step(num_decodes=4), 0.1)
-        else:
-            pacer.observe(mixed, 0.2)
-    assert zeros == 3
-    assert pacer.limit(4) == 30
-    assert pacer.limit(16) == 0  # so many were never measured
-    # One decode is held up longer for the sake of many prompts.
-    assert [pacer.limit(4, num) for num in (1, 4, 8, 16)] == [30, 30, 60, 120]
-    assert PrefillPacer(0.0).limit(4) is None
-
-
-def test_one_slow_decode_does_not_make_chunks_longer() -> None:
-    pacer = PrefillPacer(2.0)
-    for seconds in (0.1, 0.1, 0.1, 0.3):
-        pacer.observe(Step(num_decodes=4), seconds)
-    pacer.observe(Step(num_decodes=4, num_prefill_tokens=20), 0.2)
-    assert pacer.limit(4) == 30
-
-
-def test_steps_of_prompts_alone_stay_short_on_a_slow_machine() -> None:
-    pacer = PrefillPacer(2.0, max_seconds=1.0)
-    sizes = []
-    for _ in range(6):
-        num = pacer.limit(0)
-        assert num is not None
-        sizes.append(num)
-        pacer.observe(Step(num_prefill_tokens=num), 0.2 + 0.01 * num)
-    assert sizes[0] == 64
-    assert all(0.2 + 0.01 * num <= 1.2 for num in sizes[1:])
-    assert sizes[-1] >= 70
-    pacer.observe(Step(num_decodes=1), 3.0)
-    pacer.observe(Step(num_decodes=1, num_prefill_tokens=10), 4.0)
-    assert pacer.limit(1, 5) == 10
-    pacer.observe(Step(num_prefill_tokens=64), 64.0)
-    assert pacer.limit(0) == 32  # however slow, it goes on
-    pacer.observe(Step(num_prefill_tokens=3), 100.0)  # a short prompt says nothing
-    assert pacer.limit(0) == 32
-
-
 def test_a_short_prompt_does_not_wait_for_a_long_one_to_end() -> None:
     scheduler = make(num_blocks=500, tokens=32)
     scheduler.add(Sequence(0, range(1000)))
@@ -304,3 +216,43 @@ def test_nobody_waits_for_ever() -> None:
             break
         scheduler.remove(scheduler.running[-1])
     assert sequence_id < 12
+
+
+class OneToken(PrefillPacer):
+    """Room for a single token at whatever depth."""
+
+    def limit(self, num_decodes: int, num_prompts: int = 1, start: int = 0) -> float:
+        return prompt_work(start, 1, self.key_cost)
+
+
+def test_by_turns_where_a_step_has_room_for_one_prompt_token() -> None:
+    scheduler = make(num_blocks=500)
+    scheduler.pacer = OneToken(key_cost=0.01)
+    scheduler.add(Sequence(0, [0, 7]))
+    for _ in range(3):
+        advance(scheduler, scheduler.schedule())
+    scheduler.add(Sequence(1, range(100, 140)))
+    advance(scheduler, scheduler.schedule())
+    scheduler.add(Sequence(2, range(200, 206)))
+    computed = {1: 0, 2: 0}
+    for _ in range(10):
+        step = scheduler.schedule()
+        assert step.num_prefill_tokens == 1
+        for item in step.scheduled:
+            if item.sequence.sequence_id in computed:
+                computed[item.sequence.sequence_id] += item.num_tokens
+        advance(scheduler, step)
+    assert computed == {1: 5, 2: 5}
+
+
+def test_a_step_is_never_empty_however_deep_a_cached_prompt_begins() -> None:
+    scheduler = make(num_blocks=500, tokens=2000)
+    scheduler.add(Sequence(0, range(1600)))
+    advance(scheduler, scheduler.schedule())
+    scheduler.remove(scheduler.running[0])
+    scheduler.pacer = PrefillPacer(2.0, 1.0, key_cost=1.0)
+    scheduler.add(Sequence(1, [*range(1590), *range(50)]))
+    assert plan(scheduler.schedule()) == [(1, 1)]
+    scheduler.add(Sequence(2, [5, 6]))
+    advance(scheduler, scheduler.schedule())
+    assert scheduler.running[0].num_computed_tokens > 1588

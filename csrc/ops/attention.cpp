@@ -231,7 +231,7 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   // Where a key's row lies behind those of the first slot. In 32 bits: a division takes its time.
   const auto row_of = [&](int64_t key) {
     const auto position = static_cast<uint32_t>(key), size = static_cast<uint32_t>(block_size);
-    return blocks[position / size] * cache.plane_block_bytes + position % size * cache.row_bytes;
+    return blocks[position / size] * cache.block_bytes + position % size * cache.row_bytes;
   };
   for (int64_t slab = begin; slab < end; slab += kSlab) {
     // Whole groups of kKeys. Slots past the end may hold another sequence's leftovers: they are

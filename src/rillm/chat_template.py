@@ -19,7 +19,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from rillm.chat_templates import PREFIXES, builtin_name, builtin_text, choose_builtin
+from rillm.chat_templates import (
+    BUILTIN_NAMES,
+    PREFIXES,
+    builtin_name,
+    builtin_text,
+    choose_builtin,
+)
 from rillm.chat_templates.masking import ChatTokenizer, Mask, strings, unused_char
 from rillm.chat_templates.messages import glm_turns, normalize, parsed_calls, wrapped_tool
 from rillm.chat_templates.sandbox import ChatTemplateError, SandboxedTemplate
@@ -74,6 +80,11 @@ class ChatTemplate:
         if override is not None:
             text, source, tool_text = override, "user", None
         named = builtin_name(text.strip())
+        if override is not None and named is None and "{" not in override:
+            known = ", ".join(BUILTIN_NAMES)
+            raise ChatTemplateError(
+                f"--chat-template: {override.strip()[:40]!r} is neither Jinja nor one of {known}"
+            )
         if named is None and not source:
             named = family
         if named is not None:

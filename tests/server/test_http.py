@@ -65,12 +65,47 @@ def test_loading_can_be_stopped(model_path, monkeypatch):
     assert server.error is None
 
 
+def is_refused(url):
+    try:
+        httpx.get(url)
+    except httpx.TransportError:
+        return True
+    return False
+
+
+def test_stopped_at_the_very_end_of_loading(model_path, monkeypatch):
+    real, may_end = rillm.server.run.load_engine, threading.Event()
+
+    def slow(*args, **options):
+        loaded = real(*args, **options)
+        assert may_end.wait(30)
+        return loaded
+
+    monkeypatch.setattr(rillm.server.run, "load_engine", slow)
+    with running(tiny_config(model_path), wait=False) as server:
+        server.get("/health", 503)
+        server.server.stop()
+        deadline = time.monotonic() + 30
+        while not is_refused(server.url):
+            assert time.monotonic() < deadline
+        may_end.set()
+    assert server.error is None
+    assert "ready" not in server.messages.getvalue()
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF" + bytes(100))
     server = Server(tiny_config(bad))
     with pytest.raises(RillmError, match=r"bad\.gguf"):
         server.run()
+
+
+def test_a_bad_chat_template_ends_the_server(model_path):
+    for template in ("glm-4", "{% if %}"):
+        server = Server(tiny_config(model_path, chat_template=template))
+        with pytest.raises(RillmError, match="template"):
+            server.run()
 
 
 def test_a_taken_port_is_one_clear_error(server, model_path):

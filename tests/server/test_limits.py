@@ -147,6 +147,13 @@ def test_large_headers(small):
     with connect(small) as connection:
         connection.sendall(request(b"{}", "x-filler: " + "a" * 100_000))
         assert read_all(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431", b"")
+    with connect(small) as connection:  # in one piece
+        connection.sendall(request(b"{}", "x-filler: " + "a" * 4100))
+        reply = read_all(connection)
+        assert reply.startswith(b"HTTP/1.1 431 ")
+        assert b"the headers are larger than 4096 bytes" in reply
+    reply = small.client.get("/health", headers={"x-filler": "a" * 3000})
+    assert reply.status_code == 200
     assert small.post("/completion", GOOD)["stop"]
 
 

@@ -128,6 +128,19 @@ def test_a_chat_and_what_can_be_done_with_it(page):
 
 
 @needs_browser
+def test_copying_works_where_there_is_no_clipboard(page):
+    # As on plain http from another machine.
+    page.add_init_script("delete Navigator.prototype.clipboard")
+    page.reload()
+    page.locator("#model", has_text="tiny").wait_for()
+    ask(page, "what to copy")
+    page.locator(".message.user .tools").get_by_text("Copy").click()
+    page.focus("#input")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#input") == "what to copy"
+
+
+@needs_browser
 def test_settings_and_prompt(page, server):
     page.click("#show-settings")
     page.fill("#system", "Be brief")

@@ -27,6 +27,9 @@ def normalize(message: Mapping[str, Any]) -> dict[str, Any]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if not isinstance(role, str) or not _ROLE.fullmatch(role):
         raise ChatTemplateError(f"messages: role {role!r} is not a lower-case word")
+    # An assistant's turn may be tool calls alone; what others say is not left out by intention.
+    if "content" not in message and not (role == "assistant" and message.get("tool_calls")):
+        raise ChatTemplateError(f"messages: the {role} message has no content")
     turn = {**message, "role": "system" if role == "developer" else role}
     turn["content"] = _content(message.get("content"))
     if calls := message.get("tool_calls"):

@@ -14,9 +14,10 @@ from rillm.engine.drawing import make_draw
 from rillm.engine.generation import Generation
 from rillm.engine.model_runner import Model, ModelRunner
 from rillm.engine.outputs import ContextSizeError, FinishReason, Output, TokenProbs
+from rillm.engine.pacer import PrefillPacer
 from rillm.engine.pooling import Pooler
 from rillm.engine.request import Request
-from rillm.engine.scheduler import PrefillPacer, ScheduledSequence, Scheduler, Step
+from rillm.engine.scheduler import ScheduledSequence, Scheduler, Step
 from rillm.engine.scoring import TokenScore
 from rillm.engine.sequence import Sequence, SequenceStatus
 from rillm.errors import RillmError
@@ -56,10 +57,12 @@ class Engine:
         vocab_size: int,
         context_length: int,
         num_blocks: int,
+        key_cost: float = 0.0,
     ) -> None:
         """draw: draws a token for each prepared request (core.sample with its team).
 
         The cache has num_blocks blocks; one sequence of context_length tokens has to fit.
+        key_cost: what a key costs a token, to plan with (pacer.prompt_work).
         """
         if num_blocks * config.block_size < context_length:
             raise RillmError(
@@ -72,6 +75,7 @@ class Engine:
         self.context_length = context_length
         self.stats = EngineStats()
         self.num_blocks = num_blocks
+        self._key_cost = key_cost
         self._clear()
         self._model = model
         self._runner = ModelRunner(model, config.block_size)
@@ -90,7 +94,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             draft_tokens=config.draft_tokens,
             max_prompt_logits=config.max_prompt_logits,
-            pacer=PrefillPacer(config.max_prefill_delay, config.max_step_seconds),
+            pacer=PrefillPacer(config.max_prefill_delay, config.max_step_seconds, self._key_cost),
         )
 
     @property
@@ -341,7 +345,9 @@ class Engine:
         return self._finish(output, keep=False)
 
     def _count(self, step: Step, num_drawn: int, seconds: float) -> None:
-        self.scheduler.pacer.observe(step, seconds)
+        self.scheduler.pacer.observe(
+            step.num_decodes, step.num_prefill_tokens, step.prefill_work, seconds
+        )
         stats = self.stats
         stats.num_steps += 1
         stats.model_seconds = self._runner.model_seconds

@@ -51,11 +51,7 @@ class LoadedEngine(Closing):
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The one asked for, the file's, or the built-in that fits; ChatTemplateError if none."""
-        return ChatTemplate.from_gguf(
-            self.reader.metadata,
-            self.model.config.architecture,
-            override=self._chat_template,
-        )
+        return _template(self.reader, self.model.config, self._chat_template)
 
     @property
     def num_bytes(self) -> int:
@@ -95,6 +91,8 @@ def load_engine(
     team: ThreadTeam | None = None
     try:
         model_config = read_model_config(reader)
+        if chat_template is not None:  # what is wrong with it is said now, not to the first user
+            _template(reader, model_config, chat_template)
         cache_type = _CACHE_TYPES[config.cache_type]
         available = available_memory()
         if config.memory is not None:
@@ -143,6 +141,7 @@ def load_engine(
             vocab_size=model_config.vocab_size,
             context_length=plan.context_length,
             num_blocks=plan.num_blocks,
+            key_cost=key_cost(model_config),
         )
     except BaseException as error:
         if team is not None:
@@ -154,6 +153,10 @@ def load_engine(
     return LoadedEngine(reader, core, team, model, engine, plan, chat_template)
 
 
+def _template(reader: GGUFReader, config: ModelConfig, override: str | None) -> ChatTemplate:
+    return ChatTemplate.from_gguf(reader.metadata, config.architecture, override=override)
+
+
 def one_token() -> Batch:
     """Token 0 at the start of block 0, whose content nothing knows yet."""
     return Batch.alone([0], 0, 1, block_size=16, wants_logits=True)
@@ -163,3 +166,14 @@ def cache_block_bytes(config: ModelConfig, cache_type: GGMLType, block_size: int
     """Bytes of `block_size` tokens in the KV cache: keys and values of every layer and KV head."""
     row = cache_type.row_bytes(config.head_dim)
     return 2 * config.num_layers * config.num_kv_heads * block_size * row
+
+
+def key_cost(config: ModelConfig) -> float:
+    """What a key that a token attends to costs, in times of what the token's weights cost.
+
+    Counted in multiplications; those of attention are float32, which costs about twice as much as
+    the integers of quantised weights.
+    """
+    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+    weights = config.hidden_size * (2 * (heads + kv_heads) * dim + 3 * config.ffn_size)
+    return 2.0 * (2 * heads * dim) / weights

@@ -11,23 +11,14 @@ still holds it).
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import insort
-from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from rillm.engine.block_manager import BlockManager
+from rillm.engine.pacer import PrefillPacer, Room, prompt_work
 from rillm.engine.sequence import Sequence, SequenceStatus
-
-# A prompt advances at least this much in every step, however slow the machine: with decodes, alone.
-_MIN_CHUNK = 4
-_MIN_CHUNK_ALONE = 32
-# The first chunk of all, before any step was timed.
-_FIRST_CHUNK = 64
-# Of the delay allowed, what a chunk is cut for: some take longer than those before them did.
-_AIM = 0.75
-# Mixed steps after which the time of a step of decodes alone is measured again.
-_REMEASURE = 64
 
 
 @dataclass(slots=True)
@@ -47,6 +38,7 @@ class Step:
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks (from, to), in order
     num_decodes: int = 0
     num_prefill_tokens: int = 0
+    prefill_work: float = 0.0  # of these tokens: see pacer.prompt_work
     num_draft_tokens: int = 0
     num_prompt_logits: int = 0  # prompt tokens whose successors' probabilities are wanted
     num_preempted: int = 0
@@ -55,73 +47,6 @@ class Step:
     def num_tokens(self) -> int:
         """Tokens of the batch."""
         return self.num_decodes + self.num_draft_tokens + self.num_prefill_tokens
-
-
-class PrefillPacer:
-    """Bounds the prompt tokens of a step, from the measured times of earlier steps.
-
-    While one prompt is evaluated, a step may take at most `max_delay` decode steps longer than its
-    decodes alone; where more prompts wait than sequences decode, so many times that (to hold up
-    many for the sake of a few is no better). No step shall take much more than `max_seconds`, so
-    that a slow machine notices soon when a request is new or gone. 0 = no limit. What a step
-    computes never depends on how its prompts were cut, only when.
-    """
-
-    def __init__(self, max_delay: float = 0.0, max_seconds: float = 0.0) -> None:
-        self._max_delay = max_delay
-        self._max_seconds = max_seconds
-        # Of steps of decodes alone, by the bit length of num_decodes: the latest times. Their
-        # median counts, because a prompt slows the steps before its own (it is being encoded).
-        self._decode_times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=5))
-        self._mixed_seconds: float | None = None  # of one prompt token in a step with decodes
-        self._alone_seconds: float | None = None  # of one prompt token in a step without
-        self._num_mixed_steps = 0
-
-    def limit(self, num_decodes: int, num_prompts: int = 1) -> int | None:
-        """Prompt tokens that the next step may have beside its decodes; None = no limit."""
-        if num_decodes == 0:
-            if self._max_seconds == 0:
-                return None
-            if self._alone_seconds is None:
-                return _FIRST_CHUNK
-            return max(_MIN_CHUNK_ALONE, int(self._max_seconds / self._alone_seconds))
-        if self._max_delay == 0:
-            return None
-        decode_seconds = self._decode_seconds(num_decodes)
-        if decode_seconds == 0 or self._num_mixed_steps >= _REMEASURE:
-            return 0  # a step of decodes alone, to know how long that takes
-        if self._mixed_seconds is None:
-            return _MIN_CHUNK
-        delay = _AIM * self._max_delay * decode_seconds * max(1.0, num_prompts / num_decodes)
-        if self._max_seconds:
-            delay = min(delay, self._max_seconds)
-        return max(_MIN_CHUNK, int(delay / self._mixed_seconds))
-
-    def observe(self, step: Step, seconds: float) -> None:
-        """Learns from a finished step."""
-        seconds = max(seconds, 1e-6)
-        num_prompt = step.num_prefill_tokens
-        if num_prompt == 0:
-            self._decode_times[step.num_decodes.bit_length()].append(seconds)
-            self._num_mixed_steps = 0
-        elif step.num_decodes == 0:
-            if num_prompt >= _MIN_CHUNK_ALONE:  # a short prompt costs a whole pass all the same
-                self._alone_seconds = _mean(self._alone_seconds, seconds / num_prompt)
-        else:
-            self._num_mixed_steps += 1
-            if num_prompt >= _MIN_CHUNK:
-                extra = max(seconds - self._decode_seconds(step.num_decodes), 0.05 * seconds)
-                self._mixed_seconds = _mean(self._mixed_seconds, extra / num_prompt)
-
-    def _decode_seconds(self, num_decodes: int) -> float:
-        """Of a step of so many decodes and nothing else; 0 if none was measured."""
-        times = sorted(self._decode_times[num_decodes.bit_length()])
-        return times[len(times) // 2] if times else 0.0
-
-
-def _mean(known: float | None, measured: float) -> float:
-    """Half old, half new."""
-    return measured if known is None else 0.5 * (known + measured)
 
 
 class Scheduler:
@@ -146,6 +71,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # in the order of their turns
         self.running: list[Sequence] = []  # in the order of arrival: sequence ids ascend
         self._num_admitted = 0
+        self._is_turn_of_oldest = False  # where a step has room for one prompt token only
 
     @property
     def has_work(self) -> bool:
@@ -172,31 +98,46 @@ class Scheduler:
         step = Step()
         self._schedule_decodes(step)
         self._schedule_drafts(step)
-        budget = self.max_num_batched_tokens - step.num_tokens
-        num_prompts = len(self.running) - step.num_decodes + len(self.waiting)
-        limit = self.pacer.limit(step.num_decodes, min(num_prompts, self.max_num_seqs))
-        if limit is not None:
-            budget = min(budget, limit)
+        prompts = [sequence for sequence in self.running if sequence.num_uncomputed_tokens > 1]
+        room = self._room_for_prompts(step, prompts)
         # Digests of the blocks that this step fills: who needs the same ones waits for them.
         pending: set[bytes] = set()
-        prompts = [sequence for sequence in self.running if sequence.num_uncomputed_tokens > 1]
-        oldest = None
-        if prompts and budget > 0:
+        first: ScheduledSequence | None = None
+        if prompts and room.is_open:
             has_others = len(prompts) > 1 or (
                 self.waiting and len(self.running) < self.max_num_seqs
             )
-            share = max(budget // 2, min(budget, _MIN_CHUNK)) if has_others else budget
+            share = self._share_of_oldest(prompts[0], room) if has_others else room
             num_items = len(step.scheduled)
-            budget -= self._schedule_chunk(step, prompts[0], share, pending)
-            if len(step.scheduled) > num_items:
-                oldest = step.scheduled[-1]
+            num_tokens = self._schedule_chunk(step, prompts[0], share, pending)
+            if num_tokens:
+                first = step.scheduled[num_items]
+            if share is not room:
+                room.take(prompts[0].num_computed_tokens, num_tokens)
             for sequence in sorted(prompts[1:], key=_need):
-                if budget > 0:
-                    budget -= self._schedule_chunk(step, sequence, budget, pending)
-        budget = self._admit(step, budget, pending)
-        if oldest is not None and budget > 0:
-            self._schedule_chunk(step, oldest.sequence, budget, pending, oldest)
+                self._schedule_chunk(step, sequence, room, pending)
+        self._admit(step, room, pending)
+        if prompts and room.is_open:
+            self._schedule_chunk(step, prompts[0], room, pending, first)
         return step
+
+    def _room_for_prompts(self, step: Step, prompts: list[Sequence]) -> Room:
+        num_prompts = min(len(prompts) + len(self.waiting), self.max_num_seqs)
+        start = prompts[0].num_computed_tokens if prompts else 0
+        limit = self.pacer.limit(step.num_decodes, num_prompts, start)
+        return Room(
+            self.max_num_batched_tokens - step.num_tokens,
+            math.inf if limit is None else limit,
+            self.pacer.key_cost,
+        )
+
+    def _share_of_oldest(self, oldest: Sequence, room: Room) -> Room:
+        """Half of the room; where that is not even a token, all or nothing by turns."""
+        half = Room(room.tokens // 2, 0.5 * room.work, room.key_cost)
+        if half.fit(oldest.num_computed_tokens) > 0:
+            return half
+        self._is_turn_of_oldest = not self._is_turn_of_oldest
+        return room if self._is_turn_of_oldest else Room(0, 0.0, room.key_cost)
 
     def _schedule_decodes(self, step: Step) -> None:
         for sequence in list(self.running):
@@ -241,13 +182,15 @@ class Scheduler:
         self,
         step: Step,
         sequence: Sequence,
-        budget: int,
+        room: Room,
         pending: set[bytes],
         item: ScheduledSequence | None = None,
     ) -> int:
-        """Adds tokens of a prompt, at most budget; item: to those that the step has already."""
+        """Takes room for tokens of a prompt; item: the step has some of it already."""
         num_before = 0 if item is None else item.num_tokens
-        num_tokens = min(budget, sequence.num_uncomputed_tokens - num_before)
+        start = sequence.num_computed_tokens + num_before
+        least = 0 if step.scheduled else 1  # a step computes something, whatever it takes
+        num_tokens = min(max(room.fit(start), least), sequence.num_tokens - start)
         if sequence.next_scored_token < sequence.num_prompt_tokens:
             # Logits are large: what a step may keep of them also limits the chunk.
             num_tokens = min(num_tokens, self.max_prompt_logits - step.num_prompt_logits)
@@ -258,7 +201,9 @@ class Scheduler:
             step.scheduled.append(ScheduledSequence(sequence, num_tokens))
         else:
             item.num_tokens += num_tokens
+        room.take(start, num_tokens)
         step.num_prefill_tokens += num_tokens
+        step.prefill_work += prompt_work(start, num_tokens, room.key_cost)
         if sequence.use_prefix_cache:
             size = self.blocks.block_size
             first = sequence.num_computed_tokens // size
@@ -267,11 +212,11 @@ class Scheduler:
             pending.update(sequence.block_digests[first:last])
         return num_tokens
 
-    def _admit(self, step: Step, budget: int, pending: set[bytes]) -> int:
-        """Lets waiting sequences in, as far as there is room; returns what is left of budget."""
+    def _admit(self, step: Step, room: Room, pending: set[bytes]) -> None:
+        """Lets waiting sequences in, as far as there is room."""
         index = 0
         while index < len(self.waiting):
-            if budget <= 0 or len(self.running) >= self.max_num_seqs:
+            if not room.is_open or len(self.running) >= self.max_num_seqs:
                 break
             sequence = self.waiting[index]
             match = self.blocks.match_prefix(sequence)
@@ -289,8 +234,7 @@ class Scheduler:
             if sequence.num_cached_tokens < 0:  # of the first time: later ones are preemptions
                 sequence.num_cached_tokens = sequence.num_computed_tokens
             insort(self.running, sequence, key=_arrival)
-            budget -= self._schedule_chunk(step, sequence, budget, pending)
-        return budget
+            self._schedule_chunk(step, sequence, room, pending)
 
 
 def _need(sequence: Sequence) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rillm.engine.outputs import PromptProgress, Timings
+from rillm.engine.outputs import PromptProgress
 from rillm.server.grammar import response_format_source
 from rillm.server.jobs import Job, Part, Plan, Prompt, finish_all, make_plan, merged, start
 from rillm.server.json_io import JSONReply, read_object
@@ -105,18 +105,13 @@ def final_object(service: Service, job: Job) -> dict[str, Any]:
         "stop_type": finish.reason,
         "stopping_word": finish.stopping_word,
         "tokens_cached": finish.num_cached_tokens,
-        "timings": timings_object(job.timings),
+        "timings": job.timings.to_dict(),
     }
     if sampling.n_probs > 0 and not controls.stream:
         result["completion_probabilities"] = probability_list(
             service.tokenizer, job.probs, after_sampling=sampling.post_sampling_probs
         )
     return _selected(result, job)
-
-
-def timings_object(timings: Timings) -> dict[str, float]:
-    """The nine figures."""
-    return timings.to_dict()
 
 
 def progress_object(progress: PromptProgress) -> dict[str, Any]:

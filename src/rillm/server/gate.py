@@ -73,6 +73,11 @@ class Gate:
                 )
 
     def _admit(self, path: str, headers: Headers) -> None:
+        # The parser's own limit is on headers that are not complete yet: those that arrive in one
+        # piece pass it.
+        limit = self._state.config.max_header_bytes
+        if sum(len(name) + len(value) + 4 for name, value in headers.raw) > limit:
+            raise ApiError(431, f"the headers are larger than {limit} bytes")
         if path in self._ui_paths:
             return
         self._state.require_ready()

@@ -28,7 +28,6 @@ from rillm.server.errors import ApiError
 from rillm.server.models_pool import ModelPool, find_models
 from rillm.server.service import Service
 
-_log = logging.getLogger(__name__)
 _MAX_FILES = 65536
 
 
@@ -157,8 +156,9 @@ class Server:
         except BaseException:
             self._uvicorn.should_exit = True
             raise
-        self.ready.set()
-        self._say(f"ready on {self.url}")
+        if not self._stopping:  # else the port is closed by now
+            self.ready.set()
+            self._say(f"ready on {self.url}")
 
     async def _load_service(self, name: str, path: Path, memory: int | None = None) -> Service:
         config = self.config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -50,9 +50,6 @@ class Schema(BaseModel):
 
 def _is_branch(part: object) -> bool:
     return isinstance(part, str) and (not part.isidentifier() or part in _TYPE_NAMES)
-
-
-SchemaType = TypeVar("SchemaType", bound=Schema)
 
 
 class StreamOptions(Schema):

@@ -1,7 +1,7 @@
 // The page: chats are kept in this browser only, answers come from /v1/chat/completions.
 
 import { get, post, stream } from "./api.js";
-import { render } from "./markdown.js";
+import { copyText, render } from "./markdown.js";
 import {
   SAMPLING, applyTheme, loadModel, modelField, readModel, showSettings,
 } from "./settings.js";
@@ -78,7 +78,7 @@ function messageNode(message, index) {
   fill(node, message);
   const tools = document.createElement("div");
   tools.className = "tools";
-  tools.append(button(text("copy"), () => navigator.clipboard?.writeText(message.content)));
+  tools.append(button(text("copy"), () => copyText(message.content)));
   if (message.role === "user") tools.append(button(text("edit"), () => edit(node, message, index)));
   else tools.append(button(text("regenerate"), () => again(index)));
   const note = document.createElement("span");

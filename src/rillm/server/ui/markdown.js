@@ -67,6 +67,18 @@ function blocks(lines, copyLabel, depth) {
   return nodes;
 }
 
+// The clipboard is there on https and localhost only; the older way works on a board's address too.
+export async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = element("textarea", text);
+  const focused = document.activeElement;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+  focused?.focus();
+}
+
 function isFenceEnd(line, mark) {
   const text = line.trim();
   return text.length >= mark.length && text === mark[0].repeat(text.length);
@@ -78,7 +90,7 @@ function fence(code, language, copyLabel) {
   const button = element("button", copyLabel);
   button.type = "button";
   button.className = "quiet";
-  button.addEventListener("click", () => navigator.clipboard?.writeText(code));
+  button.addEventListener("click", () => copyText(code));
   const box = element("div", element("pre", inner), button);
   box.className = "fence";
   return box;
