@@ -157,22 +157,24 @@ struct QuantizedKernel {
     });
   }
 
-  // Two scales, one token: sums += d * (scale * sum of code * x). Where a row has a min, y -= m * d
+  // Two scales, one token: sums += d * (sum of scale * sum of code * x). Where a row has a min, y
+  // -= m * d
   // * (sum of min * sum of x).
-  template <class Scale, class SumRun>
-  RILLM_INLINE static void add_integer(const Scale& scale, int strip, SumRun&& sum_run,
+  template <int num_runs, class Scale, class SumSub>
+  RILLM_INLINE static void add_integer(const Scale& scale, int strip, SumSub&& sum_sub,
                                        const Activations& x, Tile::F* block_sums, Tile::F* y) {
+    Tile::T total;
     unroll<kSubs>([&](auto sub) RILLM_INLINE {
-      Tile::S sums[kRuns][1];
-      unroll<kRuns>([&](auto run) RILLM_INLINE {
-        sum_run(std::integral_constant<int, sub * kRuns + run>{}, sums[run]);
-      });
+      Tile::S sums[num_runs];
+      sum_sub(sub, sums);
       const auto& factor = scale.sub(kSubs * strip + sub).scale;
-      asm volatile("" : "+r"(block_sums));  // one pointer, as in add_scaled
-      const Tile::T total = Tile::template products<kRuns>(factor, sums);
-      unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-        Tile::padd(block_sums->part[part], Tile::template to_float<part>(total), x.d(0));
+      unroll<Tile::kWides>([&](auto wide) RILLM_INLINE {
+        Tile::template add_product<wide, sub == 0>(total.wide[wide], factor, sums);
       });
+    });
+    asm volatile("" : "+r"(block_sums));  // one pointer, as in add_scaled
+    unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
+      Tile::padd(block_sums->part[part], Tile::template to_float<part>(total), x.d(0));
     });
     if constexpr (Reader::kHasMin) {
       asm volatile("" : "+r"(y));
@@ -197,14 +199,12 @@ struct QuantizedKernel {
     });
   }
 
-  // Adds one strip of the tile times n tokens to their sums. sum_run(run, sums) gives the integer
-  // sums of a run, or of all columns for bytes.
+  // The same for a strip of one scale: sum_run(run, sums) gives the integer sums of a run, or of
+  // all columns for bytes.
   template <int n, class Scale, class SumRun>
   RILLM_INLINE static void add_tokens(const Scale& scale, int strip, SumRun&& sum_run,
-                                      const Activations& x, Tile::F* block_sums, Tile::F* y) {
-    if constexpr (kIntegerScales) {
-      add_integer(scale, strip, sum_run, x, block_sums, y);
-    } else if constexpr (kBytes) {
+                                      const Activations& x, Tile::F* y) {
+    if constexpr (kBytes) {
       Tile::T sums;
       sum_run(0, sums);
       const auto to_float = [&](auto, auto part)
@@ -236,14 +236,23 @@ struct QuantizedKernel {
         prefetch_next<strip_bytes(codes)>(data);
         const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip,
                                4};
-        const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-          if constexpr (kBytes) {
-            Tile::sum_bytes(sums, x.q, data);
-          } else {
-            sums[0] = Sums::template sum_packed<run * kRun>(x, data);
-          }
-        };
-        add_tokens<1>(scale, strip, sum_run, x, &block_sums, &y);
+        if constexpr (kIntegerScales) {
+          const auto sum_sub = [&](auto sub, auto& sums) RILLM_INLINE {
+            unroll<kRuns>([&](auto run) RILLM_INLINE {
+              sums[run] = Sums::template sum_packed<(sub * kRuns + run) * kRun>(x, data);
+            });
+          };
+          add_integer<kRuns>(scale, strip, sum_sub, x, &block_sums, &y);
+        } else {
+          const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
+            if constexpr (kBytes) {
+              Tile::sum_bytes(sums, x.q, data);
+            } else {
+              sums[0] = Sums::template sum_packed<run * kRun>(x, data);
+            }
+          };
+          add_tokens<1>(scale, strip, sum_run, x, &y);
+        }
         data += strip_bytes(codes);
         activations += kStripActivationBytes;
       });
@@ -279,14 +288,22 @@ struct QuantizedKernel {
       // Else the compiler keeps an address for every vector that the loop reads.
       asm volatile("" : "+r"(from), "+r"(scales_of_block));
       const Activations x = {q, numbers, 4 * n};
-      const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-        if constexpr (kBytes) {
-          Tile::sum_bytes(sums, x.q, from);
-        } else {
-          Sums::template sum_stored<run * kRun>(x, from, sums);
-        }
-      };
-      add_tokens<kTokens>(*scales_of_block, strip, sum_run, x, block_sums, y);
+      if constexpr (kIntegerScales) {
+        const auto sum_sub = [&](auto sub, auto& sums) RILLM_INLINE {
+          constexpr int kFirst = sub * kSubColumns;
+          Tile::template sum_stored_pair<kFirst>(sums, x.q, from + kFirst * Tile::kRows);
+        };
+        add_integer<2>(*scales_of_block, strip, sum_sub, x, block_sums, y);
+      } else {
+        const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
+          if constexpr (kBytes) {
+            Tile::sum_bytes(sums, x.q, from);
+          } else {
+            Sums::template sum_stored<run * kRun>(x, from, sums);
+          }
+        };
+        add_tokens<kTokens>(*scales_of_block, strip, sum_run, x, y);
+      }
       q += kTokens * kStrip;
       numbers += 4 * kTokens;
       block_sums += kTokens;

@@ -20,49 +20,45 @@
 #define RILLM_MACC(sum, x, codes) "vwmacc.vx %[" sum "],%[" x "]," codes "\n\t"
 #define RILLM_X(x, at) "lb %[" x "],%[first]+" at "(%[q])\n\t"
 
-// Unpacked codes g, h: the two groups of a column, or two columns.
+// Unpacked codes g0, g1 ..: a group for each column, all added to the same sums, or (where a column's
+// sums are few registers) to two in turn.
 #if __riscv_v_fixed_vlen < 512
-#define RILLM_PAIR(op, x, y, next, after, g, h) \
-  RILLM_X(y, next) op("a", x, "%[" g "]") op("b", x, "%[" h "]")
-#define RILLM_PAIRS_2(op) \
-  RILLM_PAIR(op, "x", "y", "1", "", "g0", "g1") RILLM_PAIR(RILLM_MACC, "y", "x", "2", "", "g2", "g3")
-#define RILLM_PAIRS_3(op) RILLM_PAIRS_2(op) RILLM_PAIR(RILLM_MACC, "x", "y", "3", "", "g4", "g5")
-#define RILLM_PAIRS_4(op) RILLM_PAIRS_3(op) RILLM_PAIR(RILLM_MACC, "y", "x", "4", "", "g6", "g7")
+#define RILLM_PAIR(op, next, after, g, h) \
+  RILLM_X("y", next) op("a", "x", "%[" g "]") RILLM_X("x", after) RILLM_MACC("a", "y", "%[" h "]")
+#define RILLM_ONE(op, next, g) RILLM_X("y", next) op("a", "x", "%[" g "]")
+#define RILLM_UNITS_2(op) RILLM_PAIR(op, "1", "2", "g0", "g1")
+#define RILLM_UNITS_3(op) RILLM_UNITS_2(op) RILLM_ONE(RILLM_MACC, "3", "g2")
+#define RILLM_UNITS_4(op) RILLM_UNITS_2(op) RILLM_PAIR(RILLM_MACC, "3", "4", "g2", "g3")
 #else
 #define RILLM_PAIR(op, next, after, g, h) \
   RILLM_X("y", next) op("a", "x", "%[" g "]") RILLM_X("x", after) op("b", "y", "%[" h "]")
-#define RILLM_PAIRS_2(op) \
+#define RILLM_UNITS_4(op) \
   RILLM_PAIR(op, "1", "2", "g0", "g1") RILLM_PAIR(RILLM_MACC, "3", "4", "g2", "g3")
-#define RILLM_PAIRS_3(op) RILLM_PAIRS_2(op) RILLM_PAIR(RILLM_MACC, "5", "6", "g4", "g5")
-#define RILLM_PAIRS_4(op) RILLM_PAIRS_3(op) RILLM_PAIR(RILLM_MACC, "7", "8", "g6", "g7")
+#define RILLM_UNITS_6(op) RILLM_UNITS_4(op) RILLM_PAIR(RILLM_MACC, "5", "6", "g4", "g5")
+#define RILLM_UNITS_8(op) RILLM_UNITS_6(op) RILLM_PAIR(RILLM_MACC, "7", "8", "g6", "g7")
 #endif
 
 // Stored codes: 8 registers at a time, in v8..v15 and v16..v23 in turn. COLUMN is one of these: a
-// column's products for 1, 2 or 4 tokens, its codes in r and (where it has two groups) s.
+// column's products for 1, 2 or 4 tokens, its codes in r.
 #define RILLM_NEXT_CODES(v) "addi %[p],%[p],%[block]\n\tvl8re8.v " v ",(%[p])\n\t"
-#if __riscv_v_fixed_vlen < 512
-#define RILLM_COLUMN_1(op, x, y, k, r, s) \
-  RILLM_X(y, k "+1") op("a", x, r) op("b", x, s)
-#define RILLM_COLUMN_2(op, x, y, k, r, s) \
-  RILLM_COLUMN_1(op, x, y, k, r, s) RILLM_X(y "1", k "+33") op("a1", x "1", r) op("b1", x "1", s)
-#define RILLM_OCTET(COLUMN, op, k)                                                                \
-  RILLM_NEXT_CODES("v16")                                                                         \
-  COLUMN(op, "x", "y", k "+0", "v8", "v10") COLUMN(RILLM_MACC, "y", "x", k "+1", "v12", "v14")    \
-  RILLM_NEXT_CODES("v8")                                                                          \
-  COLUMN(RILLM_MACC, "x", "y", k "+2", "v16", "v18") COLUMN(RILLM_MACC, "y", "x", k "+3", "v20", "v22") \
-  RILLM_NEXT_CODES("v16")                                                                         \
-  COLUMN(RILLM_MACC, "x", "y", k "+4", "v8", "v10") COLUMN(RILLM_MACC, "y", "x", k "+5", "v12", "v14") \
-  RILLM_NEXT_CODES("v8")                                                                          \
-  COLUMN(RILLM_MACC, "x", "y", k "+6", "v16", "v18") COLUMN(RILLM_MACC, "y", "x", k "+7", "v20", "v22")
-#define RILLM_OCTET_2 RILLM_OCTET
-#else
 #define RILLM_COLUMN_1(op, x, y, k, r) RILLM_X(y, k "+1") op("a", x, r)
 #define RILLM_COLUMN_2(op, x, y, k, r) \
   RILLM_COLUMN_1(op, x, y, k, r) RILLM_X(y "1", k "+33") op("a1", x "1", r)
 #define RILLM_COLUMN_4(op, x, y, k, r) \
   RILLM_COLUMN_2(op, x, y, k, r) RILLM_X(y "2", k "+65") op("a2", x "2", r) \
   RILLM_X(y "3", k "+97") op("a3", x "3", r)
-#if __riscv_v_fixed_vlen == 512
+#if __riscv_v_fixed_vlen < 512
+#define RILLM_OCTET(COLUMN, op, k)                                                      \
+  RILLM_NEXT_CODES("v16")                                                               \
+  COLUMN(op, "x", "y", k "+0", "v8") COLUMN(RILLM_MACC, "y", "x", k "+1", "v12")        \
+  RILLM_NEXT_CODES("v8")                                                                \
+  COLUMN(RILLM_MACC, "x", "y", k "+2", "v16") COLUMN(RILLM_MACC, "y", "x", k "+3", "v20") \
+  RILLM_NEXT_CODES("v16")                                                               \
+  COLUMN(RILLM_MACC, "x", "y", k "+4", "v8") COLUMN(RILLM_MACC, "y", "x", k "+5", "v12") \
+  RILLM_NEXT_CODES("v8")                                                                \
+  COLUMN(RILLM_MACC, "x", "y", k "+6", "v16") COLUMN(RILLM_MACC, "y", "x", k "+7", "v20")
+#define RILLM_OCTET_2 RILLM_OCTET
+#elif __riscv_v_fixed_vlen == 512
 #define RILLM_OCTET(COLUMN, op, k)                                                      \
   RILLM_NEXT_CODES("v16")                                                               \
   COLUMN(op, "x", "y", k "+0", "v8") COLUMN(RILLM_MACC, "y", "x", k "+1", "v10")        \
@@ -84,36 +80,59 @@
   RILLM_NEXT_CODES("v8")             \
   RILLM_8_COLUMNS(COLUMN, op, k, "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23")
 #endif
-#endif
 #define RILLM_OCTETS_1(COLUMN) RILLM_OCTET(COLUMN, RILLM_MUL, "0")
 #define RILLM_OCTETS_2(COLUMN) RILLM_OCTETS_1(COLUMN) RILLM_OCTET_2(COLUMN, RILLM_MACC, "8")
 #define RILLM_OCTETS_4(COLUMN)                                   \
   RILLM_OCTETS_2(COLUMN) RILLM_OCTET(COLUMN, RILLM_MACC, "16") \
   RILLM_OCTET_2(COLUMN, RILLM_MACC, "24")
 
+// Two runs of 8 columns for one token, in turn: columns 0 and 8, 1 and 9 .. Codes of the first run
+// are in v8..v15, of the second in v16..v23; each is loaded again as soon as it has been used.
+#define RILLM_DUO(op, k, r, s) \
+  op("a", "x", r) RILLM_X("x", k "+1") op("b", "y", s) RILLM_X("y", k "+9")
+#define RILLM_DUO_LOADS(op, k, r, s)                                           \
+  op("a", "x", r) RILLM_X("x", k "+1") "addi %[p],%[p],%[back]\n\tvl8re8.v v8,(%[p])\n\t" \
+  op("b", "y", s) RILLM_X("y", k "+9") "addi %[p],%[p],%[run]\n\tvl8re8.v v16,(%[p])\n\t"
+#define RILLM_DUOS_BEGIN \
+  "vl8re8.v v8,(%[p])\n\taddi %[p],%[p],%[run]\n\tvl8re8.v v16,(%[p])\n\t"
+#if __riscv_v_fixed_vlen < 512
+#define RILLM_DUOS                                                                      \
+  RILLM_DUOS_BEGIN RILLM_DUO(RILLM_MUL, "0", "v8", "v16")                               \
+  RILLM_DUO_LOADS(RILLM_MACC, "1", "v12", "v20") RILLM_DUO(RILLM_MACC, "2", "v8", "v16") \
+  RILLM_DUO_LOADS(RILLM_MACC, "3", "v12", "v20") RILLM_DUO(RILLM_MACC, "4", "v8", "v16") \
+  RILLM_DUO_LOADS(RILLM_MACC, "5", "v12", "v20") RILLM_DUO(RILLM_MACC, "6", "v8", "v16") \
+  RILLM_DUO(RILLM_MACC, "7", "v12", "v20")
+#elif __riscv_v_fixed_vlen == 512
+#define RILLM_DUOS                                                                      \
+  RILLM_DUOS_BEGIN RILLM_DUO(RILLM_MUL, "0", "v8", "v16")                               \
+  RILLM_DUO(RILLM_MACC, "1", "v10", "v18") RILLM_DUO(RILLM_MACC, "2", "v12", "v20")     \
+  RILLM_DUO_LOADS(RILLM_MACC, "3", "v14", "v22") RILLM_DUO(RILLM_MACC, "4", "v8", "v16") \
+  RILLM_DUO(RILLM_MACC, "5", "v10", "v18") RILLM_DUO(RILLM_MACC, "6", "v12", "v20")     \
+  RILLM_DUO(RILLM_MACC, "7", "v14", "v22")
+#else
+#define RILLM_DUOS                                                                  \
+  RILLM_DUOS_BEGIN RILLM_DUO(RILLM_MUL, "0", "v8", "v16")                           \
+  RILLM_DUO(RILLM_MACC, "1", "v9", "v17") RILLM_DUO(RILLM_MACC, "2", "v10", "v18")  \
+  RILLM_DUO(RILLM_MACC, "3", "v11", "v19") RILLM_DUO(RILLM_MACC, "4", "v12", "v20") \
+  RILLM_DUO(RILLM_MACC, "5", "v13", "v21") RILLM_DUO(RILLM_MACC, "6", "v14", "v22") \
+  RILLM_DUO(RILLM_MACC, "7", "v15", "v23")
+#endif
 
 // Bytes: the products of pairs of columns, then int32 sums. The codes are in v8..v15.
+#define RILLM_PRODUCT(k, s, r0, r1)                                                     \
+  RILLM_X("y", k "+1") "vwmul.vx " s "," r0 ",%[x]\n\t" RILLM_X("x", k "+2")            \
+  "vwmacc.vx " s ",%[y]," r1 "\n\t"
 #if __riscv_v_fixed_vlen < 512
-#define RILLM_PRODUCTS(k)                                                                   \
-  RILLM_X("y", k "+1") "vwmul.vx v16,v8,%[x]\n\t" "vwmul.vx v20,v10,%[x]\n\t"               \
-  RILLM_X("x", k "+2") "vwmacc.vx v16,%[y],v12\n\t" "vwmacc.vx v20,%[y],v14\n\t"
-#define RILLM_ADDS                                                                           \
-  "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t1],%[t1],v18\n\t" "vwadd.wv %[t2],%[t2],v20\n\t" \
-  "vwadd.wv %[t3],%[t3],v22\n\t"
+#define RILLM_PRODUCTS(k) RILLM_PRODUCT(k, "v16", "v8", "v12")
+#define RILLM_ADDS "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t1],%[t1],v20\n\t"
 #define RILLM_ROUNDS(ROUND)                                                             \
   ROUND("0") ROUND("2") ROUND("4") ROUND("6") ROUND("8") ROUND("10") ROUND("12")       \
   ROUND("14") ROUND("16") ROUND("18") ROUND("20") ROUND("22") ROUND("24") ROUND("26")  \
   ROUND("28") RILLM_LAST_ROUND("30")
-#else
-#define RILLM_PRODUCT(k, s, r0, r1)                                                     \
-  RILLM_X("y", k "+1") "vwmul.vx " s "," r0 ",%[x]\n\t" RILLM_X("x", k "+2")            \
-  "vwmacc.vx " s ",%[y]," r1 "\n\t"
-#if __riscv_v_fixed_vlen == 512
+#elif __riscv_v_fixed_vlen == 512
 #define RILLM_PRODUCTS(k) \
   RILLM_PRODUCT(k, "v16", "v8", "v10") RILLM_PRODUCT(k "+2", "v20", "v12", "v14")
-#define RILLM_ADDS                                                                           \
-  "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t1],%[t1],v18\n\t" "vwadd.wv %[t0],%[t0],v20\n\t" \
-  "vwadd.wv %[t1],%[t1],v22\n\t"
+#define RILLM_ADDS "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t0],%[t0],v20\n\t"
 #define RILLM_ROUNDS(ROUND)                                                       \
   ROUND("0") ROUND("4") ROUND("8") ROUND("12") ROUND("16") ROUND("20") ROUND("24") \
   RILLM_LAST_ROUND("28")
@@ -126,13 +145,12 @@
   "vwadd.wv %[t0],%[t0],v22\n\t"
 #define RILLM_ROUNDS(ROUND) ROUND("0") ROUND("8") ROUND("16") RILLM_LAST_ROUND("24")
 #endif
-#endif
 #define RILLM_LAST_ROUND(k)                                                    \
   "vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)        \
-  "vsetvli zero,%[lanes],e16,m2,ta,ma\n\t" RILLM_ADDS
+  "vsetvli zero,%[lanes],e16," RILLM_WIDE_M ",ta,ma\n\t" RILLM_ADDS
 #define RILLM_ROUND(k)                                                         \
   "vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)        \
-  RILLM_NEXT_CODES("v8") "vsetvli zero,%[lanes],e16,m2,ta,ma\n\t" RILLM_ADDS
+  RILLM_NEXT_CODES("v8") "vsetvli zero,%[lanes],e16," RILLM_WIDE_M ",ta,ma\n\t" RILLM_ADDS
 // clang-format on
 
 namespace rillm {
@@ -142,16 +160,25 @@ struct ColumnTile {
   static constexpr int kGroup = kVlen / 2 / kRows;  // columns of a W: it fills an m4 group
   using W = RILLM_VECTOR(vuint8m4_t, 32);
 
-  // A column of a tile is one or two groups of bytes, which share the scalar that they are
-  // multiplied with; its int16 sums are as many groups of twice the size.
-#if __riscv_v_fixed_vlen < 1024
+  // A column of a tile is one group of bytes; S, its int16 sums, a group of twice the size; and
+  // Wide, int32 sums of kWides parts of the rows. Operations are on m4 groups at most: only what
+  // widens writes m8.
+#if __riscv_v_fixed_vlen < 512
+#define RILLM_BYTES_M "m4"
+#define RILLM_B(name) name##m4
+#define RILLM_S(name) name##m8
+  using Sums = RILLM_VECTOR(vint16m8_t, 64);
+  using SumGroup = vint16m8_t;
+  using ByteGroup = vint8m4_t;
+  using I = RILLM_VECTOR(vuint8m4_t, 32);  // scale codes
+#elif __riscv_v_fixed_vlen == 512
 #define RILLM_BYTES_M "m2"
 #define RILLM_B(name) name##m2
 #define RILLM_S(name) name##m4
   using Sums = RILLM_VECTOR(vint16m4_t, 32);
   using SumGroup = vint16m4_t;
   using ByteGroup = vint8m2_t;
-  static constexpr int kHalves = 4 * kRows / kVlen;
+  using I = RILLM_VECTOR(vuint8m2_t, 16);
 #else
 #define RILLM_BYTES_M "m1"
 #define RILLM_B(name) name##m1
@@ -159,43 +186,52 @@ struct ColumnTile {
   using Sums = RILLM_VECTOR(vint16m2_t, 16);
   using SumGroup = vint16m2_t;
   using ByteGroup = vint8m1_t;
-  static constexpr int kHalves = 1;
+  using I = RILLM_VECTOR(vuint8m1_t, 8);
 #endif
-  static constexpr int kHalfRows = kRows / kHalves;
-  struct S {
-    Sums half[kHalves];
-  };
+#if __riscv_v_fixed_vlen < 1024
+#define RILLM_WIDE_M "m4"
+#define RILLM_WIDE(name) name##m8
+  using Wide = RILLM_VECTOR(vint32m8_t, 64);
+  using WideGroup = vint32m8_t;
+#else
+#define RILLM_WIDE_M "m2"
+#define RILLM_WIDE(name) name##m4
+  using Wide = RILLM_VECTOR(vint32m4_t, 32);
+  using WideGroup = vint32m4_t;
+#endif
+  static constexpr int kWides = 4 * kRows / static_cast<int>(sizeof(Wide));
+  static constexpr int kWideRows = kRows / kWides;
   using Part = Group<4>;
   static constexpr int kLanes = Part::kLanes;
   static constexpr int kParts = kRows / kLanes;
+  struct S {  // in a struct: a template's argument loses the attribute that fixes the length
+    Sums rows;
+  };
   struct T {
-    Part::I32 part[kParts];
+    Wide wide[kWides];
   };
 
-  static S sset1(int x) {
-    S sum;
-    unroll<kHalves>([&](auto i) RILLM_INLINE {
-      sum.half[i] = RILLM_S(__riscv_vmv_v_x_i16)(static_cast<int16_t>(x), kHalfRows);
-    });
-    return sum;
-  }
+  static Sums sset1(int x) { return RILLM_S(__riscv_vmv_v_x_i16)(static_cast<int16_t>(x), kRows); }
 
   // The sums of a run of columns that are unpacked step by step, and the next column's activation.
   struct Run {
-    Sums a, b;  // of the two halves, or of every other column
+    Sums a;
+#if __riscv_v_fixed_vlen >= 512
+    Sums b;  // of every other column
+#endif
     int64_t x;
 
     explicit Run(const int8_t* q) : x(*q) {}
-    Run(const int8_t* q, int start) : x(*q) {
-      const S sum = sset1(start);
-      a = sum.half[0];
-      b = kHalves == 2 ? a : sset1(0).half[0];
+    Run(const int8_t* q, int start) : a(sset1(start)), x(*q) {
+#if __riscv_v_fixed_vlen >= 512
+      b = sset1(0);
+#endif
     }
     S sum() const {
 #if __riscv_v_fixed_vlen < 512
-      return {{a, b}};
+      return {a};
 #else
-      return {{__riscv_vadd(a, b, kHalfRows)}};
+      return {__riscv_vadd(a, b, kRows)};
 #endif
     }
   };
@@ -205,131 +241,149 @@ struct ColumnTile {
   // Adds the products of n units with the activations q[first] .. , or sets the sums to them.
   template <int first, bool sets, int n>
   RILLM_INLINE static void add_units(Run& run, const int8_t* q, const W (&w)[n]) {
-    constexpr int kPerUnit = kVlen < 1024 ? 2 : 4, kGroups = n * kPerUnit;
-    static_assert(kGroups % 2 == 0 && kGroups >= 4 && kGroups <= 8);
+    constexpr int kGroups = n * kGroup;
+    static_assert(kVlen < 512 ? n >= 2 && n <= 4 : kGroups % 2 == 0 && kGroups >= 4);
     const auto group = [&]<int i>() RILLM_INLINE -> ByteGroup {
-      const vint8m4_t codes = __riscv_vreinterpret_i8m4(w[i / kPerUnit]);
-      return RILLM_B(__riscv_vget_i8)(codes, i % kPerUnit);
+      const vint8m4_t codes = __riscv_vreinterpret_i8m4(w[i / kGroup]);
+#if __riscv_v_fixed_vlen < 512
+      return codes;
+#else
+      return RILLM_B(__riscv_vget_i8)(codes, i % kGroup);
+#endif
     };
     const auto& from = *reinterpret_cast<const int8_t(*)[33]>(q);
-    const int64_t vl = kHalfRows;
-    SumGroup a = run.a, b = run.b;
+    const int64_t vl = kRows;
+    SumGroup a = run.a;
     int64_t x = run.x, y;
+#if __riscv_v_fixed_vlen < 512
+#define RILLM_SUMS(constraint) [a] constraint(a)
+#else
+    SumGroup b = run.b;
+#define RILLM_SUMS(constraint) [a] constraint(a), [b] constraint(b)
+#endif
 #define RILLM_UNIT(i) [g##i] "vr"(group.template operator()<i>())
-#define RILLM_UNITS(constraint, text, ...)                                               \
-  asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" text                  \
-               : [a] constraint(a), [b] constraint(b), [x] "+&r"(x), [y] "=&r"(y)        \
-               : [vl] "r"(vl), [q] "r"(q), "m"(from), [first] "i"(first), RILLM_UNIT(0), \
-                 RILLM_UNIT(1), RILLM_UNIT(2), RILLM_UNIT(3) __VA_OPT__(, ) __VA_ARGS__  \
-               : "vl", "vtype")
-#define RILLM_6_UNITS RILLM_UNIT(4), RILLM_UNIT(5)
+#define RILLM_2_UNITS RILLM_UNIT(0), RILLM_UNIT(1)
+#define RILLM_3_UNITS RILLM_2_UNITS, RILLM_UNIT(2)
+#define RILLM_4_UNITS RILLM_3_UNITS, RILLM_UNIT(3)
+#define RILLM_6_UNITS RILLM_4_UNITS, RILLM_UNIT(4), RILLM_UNIT(5)
 #define RILLM_8_UNITS RILLM_6_UNITS, RILLM_UNIT(6), RILLM_UNIT(7)
-    if constexpr (sets) {
-      if constexpr (kGroups == 4) RILLM_UNITS("=&vr", RILLM_PAIRS_2(RILLM_MUL));
-      if constexpr (kGroups == 6) RILLM_UNITS("=&vr", RILLM_PAIRS_3(RILLM_MUL), RILLM_6_UNITS);
-      if constexpr (kGroups == 8) RILLM_UNITS("=&vr", RILLM_PAIRS_4(RILLM_MUL), RILLM_8_UNITS);
-    } else {
-      if constexpr (kGroups == 4) RILLM_UNITS("+vr", RILLM_PAIRS_2(RILLM_MACC));
-      if constexpr (kGroups == 6) RILLM_UNITS("+vr", RILLM_PAIRS_3(RILLM_MACC), RILLM_6_UNITS);
-      if constexpr (kGroups == 8) RILLM_UNITS("+vr", RILLM_PAIRS_4(RILLM_MACC), RILLM_8_UNITS);
-    }
+#define RILLM_ADD_UNITS(constraint, text, ...)                                        \
+  asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" text               \
+               : RILLM_SUMS(constraint), [x] "+&r"(x), [y] "=&r"(y)                   \
+               : [vl] "r"(vl), [q] "r"(q), "m"(from), [first] "i"(first), __VA_ARGS__ \
+               : "vl", "vtype")
+#define RILLM_OF(count)                                                             \
+  if constexpr (kGroups == count && sets)                                           \
+    RILLM_ADD_UNITS("=&vr", RILLM_UNITS_##count(RILLM_MUL), RILLM_##count##_UNITS); \
+  if constexpr (kGroups == count && !sets)                                          \
+  RILLM_ADD_UNITS("+vr", RILLM_UNITS_##count(RILLM_MACC), RILLM_##count##_UNITS)
+#if __riscv_v_fixed_vlen < 512
+    RILLM_OF(2);
+    RILLM_OF(3);
+    RILLM_OF(4);
+#else
+    RILLM_OF(4);
+    RILLM_OF(6);
+    RILLM_OF(8);
+    run.b = b;
+#endif
+#undef RILLM_OF
+#undef RILLM_ADD_UNITS
 #undef RILLM_8_UNITS
 #undef RILLM_6_UNITS
-#undef RILLM_UNITS
+#undef RILLM_4_UNITS
+#undef RILLM_3_UNITS
+#undef RILLM_2_UNITS
 #undef RILLM_UNIT
+#undef RILLM_SUMS
     run.a = a;
-    run.b = b;
-    run.x = kHalves == 2 && kGroups == 6 ? y : x;
+    run.x = kGroups % 2 == 1 ? y : x;
   }
 
   // Stored codes may be read kSlack bytes beyond the last column.
   static constexpr int kSlack = kVlen;
-  static constexpr int kMaxStored = kHalves == 2 ? 2 : 4;  // tokens
+  static constexpr int kMaxStored = kVlen < 512 ? 2 : 4;  // tokens
 
   // The sums of kColumns columns of stored codes, signed or below 128, for n tokens: activation k
   // of a token is at q[first + k], the next token's 32 on.
   template <int first, int kColumns, int n>
   RILLM_INLINE static void sum_stored(S (&sums)[n], const int8_t* q, const uint8_t* codes) {
     static_assert(n <= kMaxStored);
-    const int64_t vl = kHalfRows;
+    const int64_t vl = kRows;
     int64_t x = q[first];
     [[maybe_unused]] int64_t x1, x2, x3, y, y1, y2, y3;
-    [[maybe_unused]] SumGroup a, a1, b, b1;
+    [[maybe_unused]] SumGroup a, a1, a2, a3;
     if constexpr (n >= 2) x1 = q[32 + first];
     if constexpr (n == 4) x2 = q[64 + first], x3 = q[96 + first];
 #define RILLM_STORED(COLUMN, ...)                                                     \
   if constexpr (kColumns == 8) RILLM_STORED_OF(RILLM_OCTETS_1(COLUMN), __VA_ARGS__);  \
   if constexpr (kColumns == 16) RILLM_STORED_OF(RILLM_OCTETS_2(COLUMN), __VA_ARGS__); \
   if constexpr (kColumns == 32) RILLM_STORED_OF(RILLM_OCTETS_4(COLUMN), __VA_ARGS__)
-#define RILLM_STORED_OF(text, ...)                                                              \
-  asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\tvl8re8.v v8,(%[p])\n\t" text   \
-               : [p] "+&r"(codes), __VA_ARGS__                                                  \
-               : [vl] "r"(vl), [q] "r"(q), [first] "i"(first), [block] "i"(kVlen)               \
-               : "vl", "vtype", "memory", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", \
-                 "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23")
+#define RILLM_STORED_OF(text, ...)                                                            \
+  asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\tvl8re8.v v8,(%[p])\n\t" text \
+               : [p] "+&r"(codes), __VA_ARGS__                                                \
+               : [vl] "r"(vl), [q] "r"(q), [first] "i"(first), [block] "i"(kVlen)             \
+               : "vl", "vtype", "memory", RILLM_CLOBBERS)
+#define RILLM_CLOBBERS                                                                            \
+  "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", \
+      "v22", "v23"
 #define RILLM_TOKEN_0 [x] "+&r"(x), [y] "=&r"(y), [a] "=&vr"(a)
 #define RILLM_TOKEN(t) [x##t] "+&r"(x##t), [y##t] "=&r"(y##t), [a##t] "=&vr"(a##t)
-#if __riscv_v_fixed_vlen < 512
-    if constexpr (n == 1) {
-      RILLM_STORED(RILLM_COLUMN_1, RILLM_TOKEN_0, [b] "=&vr"(b));
-    } else {
-      RILLM_STORED(RILLM_COLUMN_2, RILLM_TOKEN_0, [b] "=&vr"(b), RILLM_TOKEN(1), [b1] "=&vr"(b1));
-    }
-    sums[0] = {{a, b}};
-    if constexpr (n == 2) sums[1] = {{a1, b1}};
-#else
-    [[maybe_unused]] SumGroup a2, a3;
     if constexpr (n == 1) {
       RILLM_STORED(RILLM_COLUMN_1, RILLM_TOKEN_0);
     } else if constexpr (n == 2) {
       RILLM_STORED(RILLM_COLUMN_2, RILLM_TOKEN_0, RILLM_TOKEN(1));
     } else {
+#if __riscv_v_fixed_vlen >= 512
       RILLM_STORED(RILLM_COLUMN_4, RILLM_TOKEN_0, RILLM_TOKEN(1), RILLM_TOKEN(2), RILLM_TOKEN(3));
-    }
-    sums[0] = {{a}};
-    if constexpr (n >= 2) sums[1] = {{a1}};
-    if constexpr (n == 4) sums[2] = {{a2}}, sums[3] = {{a3}};
 #endif
+    }
+    sums[0] = {a};
+    if constexpr (n >= 2) sums[1] = {a1};
+    if constexpr (n == 4) sums[2] = {a2}, sums[3] = {a3};
 #undef RILLM_TOKEN
 #undef RILLM_TOKEN_0
 #undef RILLM_STORED_OF
 #undef RILLM_STORED
   }
 
+  // The sums of two runs of 8 columns of stored codes, for one token.
+  template <int first>
+  RILLM_INLINE static void sum_stored_pair(S (&sums)[2], const int8_t* q, const uint8_t* codes) {
+    constexpr int kRunBytes = 8 * kRows;
+    const int64_t vl = kRows;
+    int64_t x = q[first], y = q[first + 8];
+    SumGroup a, b;
+    asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_DUOS
+                 : [p] "+&r"(codes), [x] "+&r"(x), [y] "+&r"(y), [a] "=&vr"(a), [b] "=&vr"(b)
+                 : [vl] "r"(vl), [q] "r"(q), [first] "i"(first), [run] "i"(kRunBytes),
+                   [back] "i"(kVlen - kRunBytes)
+                 : "vl", "vtype", "memory", RILLM_CLOBBERS);
+    sums[0] = {a};
+    sums[1] = {b};
+  }
+
   // The sums of 32 columns of bytes, for one token.
   RILLM_INLINE static void sum_bytes(T& sums, const int8_t* q, const uint8_t* codes) {
-    const int64_t vl = kHalfRows, lanes = kLanes;
+    const int64_t vl = kRows, lanes = kWideRows;
     int64_t x = *q, y;
-    vint32m4_t t0 = Part::splat(int32_t{0});
-#define RILLM_T0 [t0] "+vr"(t0)
-#if __riscv_v_fixed_vlen <= 512
-    vint32m4_t t1 = t0;
-#define RILLM_T1 , [t1] "+vr"(t1)
+    WideGroup t0 = RILLM_WIDE(__riscv_vmv_v_x_i32)(0, kWideRows);
+#if __riscv_v_fixed_vlen < 512
+    WideGroup t1 = t0;
+#define RILLM_SUMS [t0] "+vr"(t0), [t1] "+vr"(t1)
 #else
-#define RILLM_T1
-#endif
-#if __riscv_v_fixed_vlen <= 256
-    vint32m4_t t2 = t0, t3 = t0;
-#define RILLM_T2_T3 , [t2] "+vr"(t2), [t3] "+vr"(t3)
-#else
-#define RILLM_T2_T3
+#define RILLM_SUMS [t0] "+vr"(t0)
 #endif
     asm volatile("vl8re8.v v8,(%[p])\n\t" RILLM_ROUNDS(RILLM_ROUND)
-                 : [p] "+&r"(codes), [x] "+&r"(x), [y] "=&r"(y), RILLM_T0 RILLM_T1 RILLM_T2_T3
+                 : [p] "+&r"(codes), [x] "+&r"(x), [y] "=&r"(y), RILLM_SUMS
                  : [vl] "r"(vl), [lanes] "r"(lanes), [q] "r"(q), [first] "i"(0), [block] "i"(kVlen)
-                 : "vl", "vtype", "memory", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15",
-                   "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23");
-    sums.part[0] = t0;
-#if __riscv_v_fixed_vlen <= 512
-    sums.part[1] = t1;
+                 : "vl", "vtype", "memory", RILLM_CLOBBERS);
+    sums.wide[0] = t0;
+#if __riscv_v_fixed_vlen < 512
+    sums.wide[1] = t1;
 #endif
-#if __riscv_v_fixed_vlen <= 256
-    sums.part[2] = t2;
-    sums.part[3] = t3;
-#endif
-#undef RILLM_T0
-#undef RILLM_T1
-#undef RILLM_T2_T3
+#undef RILLM_SUMS
+#undef RILLM_CLOBBERS
   }
 };
 

@@ -15,39 +15,26 @@ struct RowTile : ColumnTile {
   static constexpr int kByteOffset = 0;
   static constexpr int kMaxFloatTokens = kParts < 4 ? 4 / kParts : 1;
 
-  // The int16 sums of part i, in two registers. Scale codes are one group of bytes, float and
-  // int32 lanes one to four of m4.
-#if __riscv_v_fixed_vlen < 1024
+  // The int16 sums of the rows of part i of F, in two registers, and of Wide i.
   template <int i>
-  static vint16m2_t quarter(vint16m4_t sums) {
-    return __riscv_vget_v_i16m4_i16m2(sums, i);
-  }
-#else
-  template <int i>
-  static vint16m2_t quarter(vint16m2_t sums) {
-    return sums;
-  }
-#endif
-#if __riscv_v_fixed_vlen <= 256
-#define RILLM_I(name) name##m4
-  using I = RILLM_VECTOR(vuint8m4_t, 32);
-  template <int i>
-  static vint8m2_t half_of(vint8m4_t a) {
-    return __riscv_vget_i8m2(a, i);
-  }
+  static vint16m2_t part_of(const S& a) {
+#if __riscv_v_fixed_vlen < 512
+    return __riscv_vget_v_i16m8_i16m2(a.rows, i);
 #elif __riscv_v_fixed_vlen == 512
-#define RILLM_I(name) name##m2
-  using I = RILLM_VECTOR(vuint8m2_t, 16);
-  template <int>
-  static vint8m2_t half_of(vint8m2_t a) {
-    return a;
+    return __riscv_vget_v_i16m4_i16m2(a.rows, i);
+#else
+    return a.rows;
+#endif
+  }
+#if __riscv_v_fixed_vlen < 512
+  template <int i>
+  static vint16m4_t wide_of(const S& a) {
+    return __riscv_vget_v_i16m8_i16m4(a.rows, i);
   }
 #else
-#define RILLM_I(name) name##m1
-  using I = RILLM_VECTOR(vuint8m1_t, 8);
   template <int>
-  static vint8m1_t half_of(vint8m1_t a) {
-    return a;
+  static SumGroup wide_of(const S& a) {
+    return a.rows;
   }
 #endif
 
@@ -64,17 +51,6 @@ struct RowTile : ColumnTile {
     Out out;
     unroll<kParts>([&](auto i) RILLM_INLINE { out.part[i] = make(i); });
     return out;
-  }
-  template <class Make>
-  RILLM_INLINE static S each_half(Make&& make) {
-    S out;
-    unroll<kHalves>([&](auto i) RILLM_INLINE { out.half[i] = make(i); });
-    return out;
-  }
-  template <int part>
-  static vint16m2_t part_of(const S& a) {
-    constexpr int kPerHalf = kParts / kHalves;
-    return quarter<part % kPerHalf>(a.half[part / kPerHalf]);
   }
 
   static F zero() {
@@ -110,7 +86,7 @@ struct RowTile : ColumnTile {
   }
 
   static int iset1(int x) { return x; }
-  static I iload_u8(const uint8_t* p) { return RILLM_I(__riscv_vle8_v_u8)(p, kRows); }
+  static I iload_u8(const uint8_t* p) { return RILLM_B(__riscv_vle8_v_u8)(p, kRows); }
   static I iload_i8(const uint8_t* p) { return iload_u8(p); }
   static I isub(I a, int b) { return __riscv_vsub(a, static_cast<uint8_t>(b), kRows); }
   static I iand(I a, int mask) { return __riscv_vand(a, static_cast<uint8_t>(mask), kRows); }
@@ -123,11 +99,7 @@ struct RowTile : ColumnTile {
   static I ishr(I a) {
     return __riscv_vsrl(a, n, kRows);
   }
-  static S to_int16(I a) {
-    return each_half([&](auto i) {
-      return __riscv_vsext_vf2(half_of<i>(RILLM_I(__riscv_vreinterpret_i8)(a)), kHalfRows);
-    });
-  }
+  static S to_int16(I a) { return {__riscv_vwcvt_x(RILLM_B(__riscv_vreinterpret_i8)(a), kRows)}; }
 
   // Whole registers: these loads and stores do not depend on vtype, so that none has to be set.
   static W wload(const uint8_t* p) { return *reinterpret_cast<const W*>(p); }
@@ -164,14 +136,19 @@ struct RowTile : ColumnTile {
         __riscv_vrgather(lut, __riscv_vget_v_u8m4_u8m1(a, 3), kBytes));
   }
 
-  // factor * (sums of one run, or of two).
-  template <int num_runs>
-  RILLM_INLINE static T products(const S& factor, const S (*sums)[1]) {
-    return each<T>([&](auto i) RILLM_INLINE {
-      const auto total = __riscv_vwmul(part_of<i>(factor), part_of<i>(sums[0][0]), kLanes);
-      if constexpr (num_runs == 1) return total;
-      return __riscv_vwmacc(total, part_of<i>(factor), part_of<i>(sums[num_runs - 1][0]), kLanes);
-    });
+  // total += factor * (sums of one run, or of two), or =, in the rows of Wide i.
+  template <int i, bool sets, int num_runs>
+  RILLM_INLINE static void add_product(Wide& total, const S& factor, const S (&sums)[num_runs]) {
+    WideGroup sum;
+    if constexpr (sets) {
+      sum = __riscv_vwmul(wide_of<i>(factor), wide_of<i>(sums[0]), kWideRows);
+    } else {
+      sum = __riscv_vwmacc(total, wide_of<i>(factor), wide_of<i>(sums[0]), kWideRows);
+    }
+    if constexpr (num_runs == 2) {
+      sum = __riscv_vwmacc(sum, wide_of<i>(factor), wide_of<i>(sums[1]), kWideRows);
+    }
+    total = sum;
   }
 
   // One part of the lanes at a time: a whole F may fill half of the registers.
@@ -182,7 +159,11 @@ struct RowTile : ColumnTile {
   }
   template <int i>
   static P to_float(const T& a) {
-    return __riscv_vfcvt_f(a.part[i], kLanes);
+#if __riscv_v_fixed_vlen < 1024
+    return __riscv_vfcvt_f(__riscv_vget_v_i32m8_i32m4(a.wide[i / 2], i % 2), kLanes);
+#else
+    return __riscv_vfcvt_f(a.wide[i], kLanes);
+#endif
   }
   template <int i>
   static P sum_to_float(const S& a, const S& b) {
@@ -207,6 +188,6 @@ struct RowTile : ColumnTile {
 
 #undef RILLM_S
 #undef RILLM_B
-#undef RILLM_I
+#undef RILLM_WIDE
 
 }  // namespace rillm

@@ -19,8 +19,5 @@
     return __riscv_th_vlb_v_i32##m(reinterpret_cast<const int*>(p), kLanes); \
   }
 
-// vwcvt is a widening addition of 0, and all there is.
-#define __riscv_vsext_vf2 __riscv_vwcvt_x
-
 #include "isa/riscv_rvv/simd.h"
 #include "isa/riscv_xthead/tile.h"
