@@ -168,13 +168,17 @@ struct QuantizedKernel {
       Tile::S sums[num_runs];
       sum_sub(sub, sums);
       const auto& factor = scale.sub(kSubs * strip + sub).scale;
+      asm volatile("" : "+r"(block_sums));  // one pointer, as in add_scaled
       unroll<Tile::kWides>([&](auto wide) RILLM_INLINE {
         Tile::template add_product<wide, sub == 0>(total.wide[wide], factor, sums);
+        if constexpr (sub == kSubs - 1) {
+          constexpr int kParts = Tile::kParts / Tile::kWides;
+          unroll<kParts>([&](auto i) RILLM_INLINE {
+            constexpr int kPart = wide * kParts + i;
+            Tile::padd(block_sums->part[kPart], Tile::template to_float<kPart>(total), x.d(0));
+          });
+        }
       });
-    });
-    asm volatile("" : "+r"(block_sums));  // one pointer, as in add_scaled
-    unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-      Tile::padd(block_sums->part[part], Tile::template to_float<part>(total), x.d(0));
     });
     if constexpr (Reader::kHasMin) {
       asm volatile("" : "+r"(y));
