@@ -52,15 +52,18 @@
 //     dot_block<kMaxCode, n>(I (&sum)[tokens][tiles], const W* [n][tiles][kParts], const int8_t* x,
 //        stride of x): the same sums as dot; tokens = kBlockTokens<kMaxCode, n>
 //   a column at a time (ops/column_kernel.h), where RILLM_COLUMN_TILES is defined:
-//     S, T     kRows int16 sums (they wrap) / int32 sums
+//     S, T     kRows int16 sums (they wrap) / int32 sums, in kWides vectors Wide
 //     codes are signed or below 128; activations are q[column], of the next token q[32 + column]
 //     Run(q) Run(q, start): one token's sums of a run of columns; sum()->S
 //     add_units<first, sets>(Run, q, const W (&w)[n]): += the units' codes * q[first] .., or =;
 //        n <= kMaxUnits
 //     sum_stored<first, columns>(S (&sums)[n], q, bytes): the same of wstored units for n <=
 //        kMaxStored tokens; may read kSlack bytes beyond them
+//     sum_stored_pair<first>(S (&sums)[2], q, bytes): for one token, columns first .. first + 7 and
+//        first + 8 .. first + 15
 //     sum_bytes(T, q, bytes): 32 columns of int8, for one token
-//     products<runs>(S factor, const S (*sums)[1])->T: factor * (sum of the runs); to_int16(I)->S
+//     add_product<i, sets>(Wide, S factor, const S (&sums)[1 or 2]): in the rows of Wide i,
+//        += factor * (sum of the sums), or =; to_int16(I)->S
 //     P        one of the kParts parts of an F: pmul pfma(P, float or P, P) pfnma(a,b,c) = c - a*b
 //        pload(P in memory) padd(P in memory, a, b): += a * b
 //     to_float<part>(S or T) sum_to_float<part>(S, S) products_to_float<part>(S, int, S, int)
