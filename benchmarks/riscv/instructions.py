@@ -127,11 +127,13 @@ def measure(
         command = [str(arguments.llama_root / "usr/bin/llama-bench"), "-m", str(path), *sizes]
         return emulator.count(vlen, arguments.llama_root, [*command, "-t", "1", "--no-warmup"])
 
-    few, many = (2, 6) if tokens == 1 else (1, 2)
     results = {}
     for name, run in (("rillm", ours), ("llama.cpp", llama)):
         if name == "llama.cpp" and arguments.llama_root is None:
             continue
+        # Ours takes no step before the ones that are counted; llama-bench must.
+        first = 0 if name == "rillm" else 1
+        few, many = (first, first + (4 if tokens == 1 else 1))
         try:
             (low, _), (high, said) = run(few), run(many)
         except RuntimeError as error:
