@@ -62,7 +62,11 @@ class Emulator:
         cpu = f"rv64,v=true,vlen={vlen},zvfh=true,zfh=true,zba=true,zbb=true,zicbop=true"
         arguments = [str(self.qemu), "-cpu", cpu, *(["-L", str(root)] if root else [])]
         arguments += ["-plugin", f"{self.plugin},out={out}", *command]
-        run = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        # Python starts the same way each time only with a fixed seed.
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        run = subprocess.run(
+            arguments, capture_output=True, text=True, check=False, env=environment
+        )
         if run.returncode != 0:
             last = (run.stderr.strip() or run.stdout.strip()).splitlines()[-1:]
             raise RuntimeError(f"exit status {run.returncode}: {''.join(last)}")
