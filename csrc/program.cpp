@@ -20,8 +20,8 @@ static_assert(kTokenBlock % Tile::kMaxTokens == 0);
 // Tiles that a thread keeps in its cache while it goes over the token blocks of a prefill.
 constexpr int64_t kPrefillTiles = 8;
 // The same for a few tokens.
-#ifdef RILLM_BLOCK_TILES
-constexpr int64_t kBatchTiles = 2;  // which block_kernel.h and pair_kernel.h multiply together
+#if defined(RILLM_BLOCK_TILES) || defined(RILLM_MATRIX_UNIT)
+constexpr int64_t kBatchTiles = 2;  // which block_, pair_ and matrix_kernel.h multiply together
 #else
 constexpr int64_t kBatchTiles = 1;
 #endif

@@ -38,10 +38,29 @@ name = load_core().variant
 maps = open("/proc/self/maps").read().split()
 print(json.dumps([name, sorted({path for path in maps if "librillm_" in path})]))
 """
+# Prints a number made of a prompt's results in every quantised format.
+RESULTS = """
+import hashlib
+import numpy as np
+from test_core_ops import CORE, FLOATS, FORMATS, Tiny, linear, matrix, random_blocks
+
+digest, rng = hashlib.sha256(), np.random.default_rng(1)
+with CORE.team(1) as team:
+    for ggml_type in FORMATS:
+        if ggml_type in FLOATS:
+            continue
+        cols = 1056 if 1056 % ggml_type.block_size == 0 else 768
+        tiny = Tiny(team)
+        x = tiny.input(rng.standard_normal((100, cols)).astype(np.float32))
+        weight = matrix(tiny, ggml_type, random_blocks(rng, ggml_type, 70, cols), (70, cols))
+        out = linear(tiny, x, tiny.quantized(x), [(weight, 70, False)])
+        digest.update(tiny.run(out, range(100)).tobytes())
+print(digest.hexdigest())
+"""
 
 
 def run_python(*arguments, isa):
-    env = os.environ | {"RILLM_ISA": isa}
+    env = os.environ | {"RILLM_ISA": isa, "PYTHONPATH": str(ROOT / "tests")}
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
@@ -184,6 +203,16 @@ def test_environment_decides_which_variant_runs(name):
     assert variant == name
     loaded = [Path(path).name for path in libraries if "probe" not in path]
     assert loaded == [f"librillm_{name}.so"]
+
+
+def test_amx_gives_the_bits_of_avx512():
+    """Another unit makes the sums of a prompt; they and what follows are the same."""
+    if "x86_amx" not in names(supported_variants()):
+        pytest.skip("this CPU has no AMX")
+    amx, avx512 = (run_python("-c", RESULTS, isa=isa) for isa in ("x86_amx", "x86_avx512"))
+    assert amx.returncode == avx512.returncode == 0, amx.stderr + avx512.stderr
+    assert len(amx.stdout) == 65
+    assert amx.stdout == avx512.stdout
 
 
 def test_environment_with_an_unknown_name_fails_with_one_line():

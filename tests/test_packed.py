@@ -124,6 +124,7 @@ def test_every_layout_has_its_own_id():
     assert len(set(ids)) == len(VARIANTS)
     assert CORE.layout_id("riscv_rvv256_f16", types) == CORE.layout_id("riscv_rvv256", types)
     assert CORE.layout_id("riscv_xthead", types) == CORE.layout_id("riscv_rvv128", types)
+    assert CORE.layout_id("x86_amx", types) == CORE.layout_id("x86_avx512", types)
     assert CORE.layout_id("x86_avx2", types[:1]) != CORE.layout_id("x86_avx2", types)
     code = (
         "from rillm.core import load_core; core = load_core();"

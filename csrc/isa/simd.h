@@ -51,6 +51,14 @@
 //     kBlockOffset<kMaxCode>: what it adds to a code
 //     dot_block<kMaxCode, n>(I (&sum)[tokens][tiles], const W* [n][tiles][kParts], const int8_t* x,
 //        stride of x): the same sums as dot; tokens = kBlockTokens<kMaxCode, n>
+//   the same for 16 tokens, where RILLM_MATRIX_UNIT is defined: MatrixUnit (ops/matrix_kernel.h) of
+//   registers that are matrices
+//     kTokens, and kRows of Tile, are the rows and columns of a product; kSums, kInputs registers
+//     Use<columns>: while it lives, products are of 16 or 32 columns
+//     load_input<input>(q of kTokens tokens, stride); multiply<sum, input>(codes): sum = product of
+//        units as store_codes(bytes, W, offset) left them, signed; store<sum>(int32 [kTokens] of
+//        kRows, stride); add_product<sum, input, place>(): += a product of what is loaded
+//     to_float(kRows int32 in memory)->F
 //   a column at a time (ops/column_kernel.h), where RILLM_COLUMN_TILES is defined:
 //     S, T     kRows int16 sums (they wrap) / int32 sums, in kWides vectors Wide
 //     codes are signed or below 128; activations are q[column], of the next token q[32 + column]

@@ -15,17 +15,12 @@ struct Row {
 };
 
 constexpr Row kRows[] = {
-    {"scalar", {4, 4, false}},
-    {"x86_avx2", {8, 4, false}},
-    {"x86_avx512", {16, 4, false}},
-    {"riscv_rvv128", {64, 1, true}},
-    {"riscv_rvv128_f16", {64, 1, true}},
-    {"riscv_rvv256", {128, 1, true}},
-    {"riscv_rvv256_f16", {128, 1, true}},
-    {"riscv_rvv512", {128, 2, true}},
-    {"riscv_rvv512_f16", {128, 2, true}},
-    {"riscv_rvv1024", {128, 4, true}},
-    {"riscv_rvv1024_f16", {128, 4, true}},
+    {"scalar", {4, 4, false}},         {"x86_avx2", {8, 4, false}},
+    {"x86_avx512", {16, 4, false}},    {"x86_amx", {16, 4, false}},
+    {"riscv_rvv128", {64, 1, true}},   {"riscv_rvv128_f16", {64, 1, true}},
+    {"riscv_rvv256", {128, 1, true}},  {"riscv_rvv256_f16", {128, 1, true}},
+    {"riscv_rvv512", {128, 2, true}},  {"riscv_rvv512_f16", {128, 2, true}},
+    {"riscv_rvv1024", {128, 4, true}}, {"riscv_rvv1024_f16", {128, 4, true}},
     {"riscv_xthead", {64, 1, true}},
 };
 

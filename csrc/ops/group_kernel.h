@@ -38,6 +38,8 @@ template <Codes codes, Scales scales, int offset>
 struct BlockKernel;
 template <Codes codes, Scales scales, int offset>
 struct PairKernel;
+template <Codes codes, Scales scales, int offset>
+struct MatrixKernel;
 
 template <Codes codes, Scales scales, int offset>
 struct QuantizedKernel {
@@ -45,6 +47,9 @@ struct QuantizedKernel {
 #ifdef RILLM_BLOCK_TILES
   using Pair = PairKernel<codes, scales, offset>;    // for up to Tile::kRegisterTokens
   using Block = BlockKernel<codes, scales, offset>;  // for more
+#endif
+#ifdef RILLM_MATRIX_UNIT
+  using Matrix = MatrixKernel<codes, scales, offset>;  // for whole groups of its kTokens
 #endif
   static constexpr ScaleFields kFields = scale_fields(scales);
   static constexpr int kStrips = kFields.block_size / kStrip;

@@ -10,6 +10,9 @@
 #include "ops/block_kernel.h"
 #include "ops/pair_kernel.h"
 #endif
+#ifdef RILLM_MATRIX_UNIT
+#include "ops/matrix_kernel.h"
+#endif
 
 namespace rillm {
 namespace {
@@ -93,6 +96,15 @@ void run_group(const PackedMatrix& w, int64_t tile, int num_tiles, const uint8_t
 template <class Kernel>
 void run_groups(const PackedMatrix& w, int64_t tile, int64_t end_tile, const uint8_t* x,
                 int64_t begin, int64_t end, int64_t num_tokens, const MatmulOutput& out) {
+  if constexpr (requires { typename Kernel::Matrix; }) {
+    using Matrix = typename Kernel::Matrix;
+    const int64_t whole_groups = begin + (end - begin) / Matrix::kTokens * Matrix::kTokens;
+    for (int64_t t = tile; t < end_tile && begin < whole_groups; t += Matrix::kTiles) {
+      const auto tiles = static_cast<int>(std::min<int64_t>(Matrix::kTiles, end_tile - t));
+      Matrix::run(w, t, tiles, x, begin, whole_groups, out);
+    }
+    begin = whole_groups;
+  }
   while (tile < end_tile) {
     const auto tiles =
         static_cast<int>(std::min<int64_t>(tiles_together<Kernel>(), end_tile - tile));
@@ -106,6 +118,11 @@ void run_groups(const PackedMatrix& w, int64_t tile, int64_t end_tile, const uin
 }
 
 constexpr int kByte = Tile::kByteOffset;
+
+#ifdef RILLM_MATRIX_UNIT
+// When the library is loaded, and so before there are threads that multiply.
+[[maybe_unused]] const bool has_matrix_unit = MatrixUnit::request();
+#endif
 
 }  // namespace
 

@@ -15,17 +15,24 @@ constexpr double kSeconds = 0.02;
 constexpr int64_t kSteps = 4096;  // between two looks at the clock
 
 // The products of one step go to so many sums, which hide the latency and fit the registers.
+#ifdef RILLM_MATRIX_UNIT
+constexpr int kSums = MatrixUnit::kSums;
+constexpr int kColumns = 32;  // that share a scale, so that their products may share a sum
+constexpr int64_t kMacs = int64_t{MatrixUnit::kTokens} * Tile::kRows * kColumns;
+#else
 #ifdef RILLM_COLUMN_TILES
 constexpr int kSums = Tile::kMaxUnits;  // units of codes, that is
 #else
 constexpr int kSums = sizeof(Tile::W) == 64 ? 12 : 5;
 #endif
 constexpr int64_t kMacs = int64_t{Tile::kRows} * Tile::kGroup;
+#endif
 
 constexpr int kFloatSums = 10;
 alignas(64) float float_starts[kFloatSums * Simd::kLanes];
-alignas(64) uint8_t codes[kSums * sizeof(Tile::W)] = {1, 2, 3, 5, 8, 13, 21, 34};
-alignas(64) int8_t activations[64] = {1, -2, 3, -5, 8, -13, 21, -34};
+alignas(64) uint8_t codes[std::max<size_t>(512, kSums * sizeof(Tile::W))] = {1, 2,  3,  5,
+                                                                             8, 13, 21, 34};
+alignas(64) int8_t activations[512] = {1, -2, 3, -5, 8, -13, 21, -34};
 
 // The same pointer, but the compiler no longer knows what it points to.
 template <class T>
@@ -34,6 +41,16 @@ T* opaque(T* pointer) {
   return pointer;
 }
 
+#ifdef RILLM_MATRIX_UNIT
+void multiply_int8() {
+  const MatrixUnit::Use<kColumns> use;
+  MatrixUnit::load_input<0>(codes, kColumns);
+  unroll<kSums>([&](auto i) RILLM_INLINE { MatrixUnit::multiply<i, 0>(activations); });
+  for (int64_t step = 0; step < kSteps; ++step) {
+    unroll<kSums>([&](auto i) RILLM_INLINE { MatrixUnit::add_product<i, 0, i % 2>(); });
+  }
+}
+#else
 void multiply_int8() {
   const uint8_t* bytes = opaque(codes);
   const int8_t* inputs = opaque(activations);
@@ -60,6 +77,7 @@ void multiply_int8() {
 #endif
   asm volatile("" ::"r"(sum) : "memory");  // they were wanted
 }
+#endif
 
 void multiply_float() {
   const Simd::F a = Simd::load(reinterpret_cast<const float*>(opaque(codes)));
