@@ -31,6 +31,8 @@ LAB = SOURCE / "build/riscv"
 DRIVER = SOURCE / "tests/native/kernels.cpp"
 CROSS_LIBC = Path("/usr/riscv64-linux-gnu")  # Debian's libc6-riscv64-cross
 FAST = ("scalar", "riscv_rvv128", "riscv_rvv256")  # what QEMU 7.2 (Debian 12) can run
+# Without the security and update suites, which mirrors renew at other times than their indexes.
+MIRROR = "http://deb.debian.org/debian"
 SUITE = "trixie"
 XTHEAD_SUITE = "forky"  # the first Debian with GCC 15
 OLD_SUITE = "bullseye"  # the last Debian whose emulator has RVV 0.7.1
@@ -108,7 +110,7 @@ def extracted(folder: Path, architecture: str, packages: list[str], suite: str =
             ["mmdebstrap", "--quiet", "--variant=extract", f"--architectures={architecture}",
              # A mirror may lag behind the date until which a testing release calls itself valid.
              '--aptopt=Acquire::Check-Valid-Until "false"', "--skip=check/qemu",
-             f"--include={','.join(packages)}", suite, partial],
+             f"--include={','.join(packages)}", suite, partial, f"deb {MIRROR} {suite} main"],
             check=True,
         )  # fmt: skip
         for name in ("bin", "lib", "lib64"):  # base-files makes them where /usr is merged
