@@ -144,7 +144,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: Path, tmp_path: Pa
             terminal.send(f"/save {tmp_path}/{turn}\n")
             terminal.expect(f"saved {2 * turn + 2} messages")
         terminal.expect("> $")
-        terminal.send("half a line\x03")  # Ctrl-C at the prompt drops the line
+        terminal.send("half a line")
+        terminal.expect("half a line$")  # input() may miss a Ctrl-C before it waits for keys
+        terminal.send("\x03")  # Ctrl-C at the prompt drops the line
         terminal.expect("> $")
         terminal.send("/stats\n")
         terminal.expect(r"\(no answer has ended yet\)")
