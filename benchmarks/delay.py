@@ -20,7 +20,7 @@ import time
 from bisect import bisect
 from pathlib import Path
 
-from record import git_commit, record
+from record import git_commit, percentile, record
 
 from rillm.bench import cpu_name
 from rillm.core import load_core
@@ -31,12 +31,6 @@ from rillm.sampling import SamplingParams
 
 WARM_UP = 60  # steps
 CHAT = 60  # tokens of a chat's prompt
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value that `share` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
 def delays_of(engine: Engine, prompt: list[int], seconds: float) -> list[float]:

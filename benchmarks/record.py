@@ -46,3 +46,9 @@ def fill_table(document: str, marker: str, rows: str) -> None:
         if count != 1:
             raise SystemExit(f"{path}: has no table after <!-- {marker} -->")
         path.write_text(text, encoding="utf-8")
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]

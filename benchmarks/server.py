@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from http_load import EXTRA, crowd, interrupted, letters
-from record import git_commit, record
+from record import git_commit, percentile, record
 
 from rillm.bench import BenchTest, cpu_name, run_benchmarks
 
@@ -96,12 +96,6 @@ def running(name: str, command: list[str]) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value that `share` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
 def measure(server: Server, clients: int, words: int, tokens: int) -> Figures:

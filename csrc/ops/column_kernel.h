@@ -157,9 +157,8 @@ struct QuantizedKernel {
     });
   }
 
-  // Two scales, one token: sums += d * (sum of scale * sum of code * x). Where a row has a min, y
-  // -= m * d
-  // * (sum of min * sum of x).
+  // Two scales, one token: sums += d * (sum of scale * sum of code * x). Where a row has a min,
+  // y -= m * d * (sum of min * sum of x).
   template <int num_runs, class Scale, class SumSub>
   RILLM_INLINE static void add_integer(const Scale& scale, int strip, SumSub&& sum_sub,
                                        const Activations& x, Tile::F* block_sums, Tile::F* y) {

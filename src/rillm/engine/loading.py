@@ -33,7 +33,7 @@ class LoadedEngine(Closing):
         model: LoadedModel,
         engine: Engine,
         cache_plan: CachePlan,
-        chat_template: str | None = None,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         self.reader = reader
         self.core = core
@@ -51,7 +51,9 @@ class LoadedEngine(Closing):
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The one asked for, the file's, or the built-in that fits; ChatTemplateError if none."""
-        return _template(self.reader, self.model.config, self._chat_template)
+        return self._chat_template or ChatTemplate.from_gguf(
+            self.reader.metadata, self.model.config.architecture
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -91,8 +93,11 @@ def load_engine(
     team: ThreadTeam | None = None
     try:
         model_config = read_model_config(reader)
+        template = None
         if chat_template is not None:  # what is wrong with it is said now, not to the first user
-            _template(reader, model_config, chat_template)
+            template = ChatTemplate.from_gguf(
+                reader.metadata, model_config.architecture, override=chat_template
+            )
         cache_type = _CACHE_TYPES[config.cache_type]
         available = available_memory()
         if config.memory is not None:
@@ -150,11 +155,7 @@ def load_engine(
         if isinstance(error, MemoryError):
             raise CacheMemoryError(f"{path}: not enough memory to load it ({error})") from None
         raise
-    return LoadedEngine(reader, core, team, model, engine, plan, chat_template)
-
-
-def _template(reader: GGUFReader, config: ModelConfig, override: str | None) -> ChatTemplate:
-    return ChatTemplate.from_gguf(reader.metadata, config.architecture, override=override)
+    return LoadedEngine(reader, core, team, model, engine, plan, template)
 
 
 def one_token() -> Batch:
