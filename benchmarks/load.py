@@ -5,11 +5,11 @@
 
 Without files it makes one, and its packed form (`rillm quantize --pack native`). The file is in the
 page cache, so both should fit beside what a model takes that repacks its weights. Each round reads
-it once (one thread, 4 MiB at a time: what no program can avoid), takes as much new memory as the
-file is large from the kernel (what a program that repacks its weights cannot avoid), and starts
-rillm in a process of its own. On a virtual machine the first use of a page is the host's work and
-slower than anything else here, so that memory is used once before the rounds. Every round is
-appended to benchmarks/results/load.jsonl.
+it once (one thread, 4 MiB at a time: what no program can avoid) and starts rillm in a process of
+its own. Last it takes as much new memory as the file is large from the kernel, once: what a program
+that repacks its weights cannot avoid. Not before a round: a virtual machine's kernel gives freed
+memory back to the host for seconds, and all that runs meanwhile, Python's imports too, takes twice
+as long. Every round is appended to benchmarks/results/load.jsonl.
 """
 
 from __future__ import annotations
@@ -35,35 +35,26 @@ from rillm.core import load_core
 from rillm.prepare.dummy import write_dummy
 from rillm.prepare.pack import pack
 
-PHASES = ("imports", "header", "tokenizer", "weights", "token")
+PHASES = ("imports", "engine", "token")
 
 
 def child(path: str, threads: int, started: float) -> None:
     """Loads the model as the commands do and runs a token; prints the seconds of each phase."""
-    from rillm.core import allowed_cpus
-    from rillm.engine.loading import one_token
-    from rillm.gguf import GGUFReader
-    from rillm.models import load_model
-    from rillm.tokenizer import Tokenizer
+    from rillm.engine import EngineConfig
+    from rillm.engine.loading import load_engine, one_token
 
     times = [started, time.time()]
-    reader = GGUFReader(path)
-    times.append(time.time())
-    Tokenizer.from_gguf(reader.metadata)
-    times.append(time.time())
-    core = load_core()
-    cpus = allowed_cpus()
-    with core.team(threads, cpus if 1 < threads == len(cpus) else None) as team:
-        model = load_model(reader, core, team, max_tokens=512, max_logits=16, num_blocks=256)
+    config = EngineConfig(num_threads=threads, max_num_seqs=1)
+    with load_engine(path, config, warm_up=False) as loaded:
         times.append(time.time())
-        model.run(one_token())
+        loaded.model.run(one_token())
         times.append(time.time())
         seconds = [stop - start for start, stop in itertools.pairwise(times)]
         row = dict(zip(PHASES, seconds, strict=True)) | {
             "total": times[-1] - started,
             "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "cache_bytes": 256 * model.cache_block_bytes,
-            "variant": core.variant,
+            "cache_bytes": loaded.cache_plan.num_bytes,
+            "variant": loaded.core.variant,
         }
         print(json.dumps(row))
 
@@ -90,7 +81,7 @@ def take_memory(num_bytes: int) -> float:
 
 def measure(path: Path, threads: int) -> dict[str, Any]:
     """One round."""
-    read, memory = read_once(path), take_memory(path.stat().st_size)
+    read = read_once(path)
     arguments = [sys.executable, __file__, "--child", str(path), str(threads), str(time.time())]
     run = subprocess.run(arguments, capture_output=True, text=True, check=True)
     return {
@@ -98,7 +89,6 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
         "file": path.name,
         "file_bytes": path.stat().st_size,
         "read_once": read,
-        "take_memory": memory,
         **json.loads(run.stdout),
     }
 
@@ -118,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     core = load_core()
     print(f"{cpu_name()}, {core.variant}, {arguments.threads} threads, commit {git_commit()}")
-    columns = ("file", "GB", "read_once", "take_memory", *PHASES, "total", "of reading", "memory")
+    columns = ("file", "GB", "read_once", *PHASES, "total", "of reading", "peak", "take_memory")
     print(f"\n| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
     with tempfile.TemporaryDirectory() as folder:
@@ -135,21 +125,19 @@ def main() -> None:
 def report(path: Path, threads: int, rounds: int) -> None:
     """Measures a file and prints its line of the table: medians, and the highest peak of memory."""
     read_once(path)
-    take_memory(path.stat().st_size)
     rows = [measure(path, threads) for _ in range(rounds)]
+    memory = take_memory(path.stat().st_size)
     for row in rows:
-        record("load", **row)
-    median = {
-        name: statistics.median(row[name] for row in rows)
-        for name in ("read_once", "take_memory", *PHASES, "total")
-    }
+        record("load", **row, take_memory=memory)
+    names = ("read_once", *PHASES, "total")
+    median = {name: statistics.median(row[name] for row in rows) for name in names}
     size = rows[0]["file_bytes"]
     peak = max(row["peak_rss"] for row in rows)
     print(
         f"| {path.name} | {size / 1e9:.2f} "
         f"| {' | '.join(f'{seconds:.2f} s' for seconds in median.values())} "
         f"| {median['total'] / median['read_once']:.2f} "
-        f"| {peak / (size + rows[0]['cache_bytes']):.2f} of file + KV |",
+        f"| {peak / (size + rows[0]['cache_bytes']):.2f} of file + KV | {memory:.2f} s |",
         flush=True,
     )
 

@@ -22,13 +22,13 @@ from typing import Any
 from rillm.chat_templates import (
     BUILTIN_NAMES,
     PREFIXES,
+    ChatTemplateError,
     builtin_name,
     builtin_text,
     choose_builtin,
 )
 from rillm.chat_templates.masking import ChatTokenizer, Mask, strings, unused_char
 from rillm.chat_templates.messages import glm_turns, normalize, parsed_calls, wrapped_tool
-from rillm.chat_templates.sandbox import ChatTemplateError, SandboxedTemplate
 
 __all__ = ["ChatTemplate", "ChatTemplateError"]
 
@@ -54,6 +54,9 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         """`family`: the built-in template that fits the model; `tool_text`: used with tools."""
+        # jinja2 is a third of the time to import an engine; who needs no chat starts without it.
+        from rillm.chat_templates.sandbox import SandboxedTemplate
+
         self.text = text
         self.source = source
         self._template = SandboxedTemplate(text)

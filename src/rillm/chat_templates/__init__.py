@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
+from rillm.errors import RillmError
+
 _ALIASES = {"chatglm4": "glm-4-9b-chat", "glmedge": "glm-edge"}  # llama.cpp's names
 # What the text must begin with, once: GLM's own tokenizer adds it, in a GGUF the template does.
 PREFIXES = {
@@ -16,6 +18,10 @@ PREFIXES = {
 }
 BUILTIN_NAMES = (*PREFIXES, "chatml")
 _EDGE_VOCAB = range(59246, 59393)  # 59246 ranks, the special tokens, padding
+
+
+class ChatTemplateError(RillmError):
+    """The chat template is missing or broken, or it refuses these messages."""
 
 
 def builtin_name(name: str) -> str | None:

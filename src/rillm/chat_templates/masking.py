@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from rillm.chat_templates.sandbox import ChatTemplateError
+from rillm.chat_templates import ChatTemplateError
 
 
 class ChatTokenizer(Protocol):

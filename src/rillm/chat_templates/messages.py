@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from rillm.chat_templates.sandbox import ChatTemplateError
+from rillm.chat_templates import ChatTemplateError
 
 _ROLE = re.compile(r"[a-z]+(_[a-z]+)*")
 # A GLM role becomes a special token, so there are no others.

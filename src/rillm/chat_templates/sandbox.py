@@ -18,15 +18,11 @@ from jinja2.lexer import Token, TokenStream
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rillm.errors import RillmError
+from rillm.chat_templates import ChatTemplateError
 
 MAX_ITERATIONS = 1_000_000  # of all loops of one rendering together
 MAX_CHARS = 1 << 24  # of the text, and of a repeated string
 _MAX_INT = 1 << 64
-
-
-class ChatTemplateError(RillmError):
-    """The chat template is missing or broken, or it refuses these messages."""
 
 
 class _Budget:
