@@ -1,25 +1,60 @@
-"""The roofline of a benchmark as SVG, alone or in an HTML page. No library: a board has none.
+"""The roofline of a benchmark, drawn as SVG, alone or in an HTML page, or as a PNG picture.
 
 x: multiply-accumulates for each byte of weights read, which grows with the tokens of a step;
 y: multiply-accumulates per second. Under the roof, left is bound by memory, right by multiplying.
+SVG and HTML need no library, since a board has none; PNG needs Pillow (`rillm[plot]`).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 from rillm.bench import BenchResult
 from rillm.errors import RillmError
 
-SUFFIXES = (".html", ".svg")
+SUFFIXES = (".html", ".svg", ".png")
 _WIDTH, _HEIGHT, _MARGIN = 860, 520, 70
-_STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#222}.grid{stroke:#ddd}.roof{fill:none;"
-    "stroke:#b33;stroke-width:2}.point{fill:#1565c0}.axis{font-weight:600}"
-)
+_FONT_SIZE, _SCALE = 13, 2  # SVG units (pixels of the page), and pixels of a PNG for one
+_GRID, _ROOF, _POINT, _INK = "#dddddd", "#bb3333", "#1565c0", "#222222"
+
+_Anchor = Literal["start", "middle", "end"]
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A line through points, in units of the drawing from its upper left corner."""
+
+    points: list[tuple[float, float]]
+    color: str
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class _Dot:
+    x: float
+    y: float
+    radius: int = 4
+
+
+@dataclass(frozen=True)
+class _Text:
+    """`y` is the baseline. `upright`: turned, to be read from the right."""
+
+    x: float
+    y: float
+    text: str
+    anchor: _Anchor
+    upright: bool = False
+
+
+_Shape = _Path | _Dot | _Text
 
 
 class _Axes:
@@ -38,66 +73,125 @@ class _Axes:
         share = (math.log10(value) - self.y0) / (self.y1 - self.y0)
         return _HEIGHT - _MARGIN - share * (_HEIGHT - 2 * _MARGIN)
 
+    def grid(self) -> Iterator[_Shape]:
+        for power in range(self.x0, self.x1 + 1):
+            x = self.x(10.0**power)
+            yield _Path([(x, _MARGIN), (x, _HEIGHT - _MARGIN)], _GRID)
+            yield _Text(x, _HEIGHT - _MARGIN + 18, f"{10.0**power:g}", "middle")
+        for power in range(self.y0, self.y1 + 1):
+            y = self.y(10.0**power)
+            yield _Path([(_MARGIN, y), (_WIDTH - _MARGIN, y)], _GRID)
+            yield _Text(_MARGIN - 8, y + 4, f"{10.0 ** (power - 9):g}", "end")
 
-def roofline_svg(results: Sequence[BenchResult]) -> str:
-    """One SVG element with the roof of each thread count and a point for each result."""
+
+def _shapes(results: Sequence[BenchResult]) -> Iterator[_Shape]:
+    """The roof of each thread count and a point for each result."""
     roofs = {r.num_threads: (r.bandwidth, r.multiply_peak) for r in results}
     points = [(r.intensity, r.tokens_per_second * r.macs_per_token, r) for r in results]
     knees = [peak / bandwidth for bandwidth, peak in roofs.values()]
     xs = [x for x, _, _ in points] + [2 * max(knees), 0.5 * min(knees)]
     axes = _Axes(xs, [y for _, y, _ in points] + [peak for _, peak in roofs.values()])
     low_x, high_x = 10.0**axes.x0, 10.0**axes.x1
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'role="img" aria-label="roofline"><style>{_STYLE}</style>'
-    ]
-    for power in range(axes.x0, axes.x1 + 1):
-        x = axes.x(10.0**power)
-        parts.append(_line(x, _MARGIN, x, _HEIGHT - _MARGIN, "grid"))
-        parts.append(_text(x, _HEIGHT - _MARGIN + 18, f"{10.0**power:g}", "middle"))
-    for power in range(axes.y0, axes.y1 + 1):
-        y = axes.y(10.0**power)
-        parts.append(_line(_MARGIN, y, _WIDTH - _MARGIN, y, "grid"))
-        parts.append(_text(_MARGIN - 8, y + 4, f"{10.0 ** (power - 9):g}", "end"))
+    yield from axes.grid()
     for threads, (bandwidth, peak) in roofs.items():
         left = max(low_x, 10.0**axes.y0 / bandwidth)
         corners = [(left, bandwidth * left), (peak / bandwidth, peak), (high_x, peak)]
-        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in corners)
-        parts.append(f'<polyline class="roof" points="{path}"/>')
-        label = f"{threads} threads: {bandwidth / 1e9:.1f} GB/s, {peak / 1e9:.0f} GMAC/s"
-        parts.append(_text(axes.x(high_x) - 4, axes.y(peak) - 6, label, "end"))
-    for x, y, result in points:
-        parts.append(f'<circle class="point" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4"/>')
+        yield _Path([(axes.x(x), axes.y(y)) for x, y in corners], _ROOF, width=2)
+        name = f"{threads} threads" if threads > 1 else "1 thread"
+        label = f"{name}: {bandwidth / 1e9:.1f} GB/s, {peak / 1e9:.0f} GMAC/s"
+        yield _Text(axes.x(high_x) - 4, axes.y(peak) - 6, label, "end")
+    lowest: dict[
+        bool, float
+    ] = {}  # where the last label that goes right and left of its point lies
+    for x, y, result in sorted(points, key=lambda point: -point[1]):
+        place = axes.x(x), axes.y(y)
+        yield _Dot(*place)
         label = f"{result.test} t{result.num_threads}: {result.tokens_per_second:.1f} t/s"
-        parts.append(_text(axes.x(x) + 7, axes.y(y) + 14, label, "start"))
+        is_right = place[0] > 0.7 * _WIDTH
+        baseline = max(place[1] + 14, lowest.get(is_right, 0.0) + 1.2 * _FONT_SIZE)
+        lowest[is_right] = baseline
+        yield _Text(place[0] + (-7 if is_right else 7), baseline, label, ("start", "end")[is_right])
     first = results[0]
-    title = f"{first.model} on {first.cpu}, {first.variant}"
-    parts.append(_text(_WIDTH / 2, 30, title, "middle", "axis"))
-    middle = _HEIGHT / 2
-    parts.append(_text(_WIDTH / 2, _HEIGHT - 20, "MAC / byte of weights", "middle", "axis"))
-    parts.append(
-        f'<text class="axis" text-anchor="middle" transform="translate(18 {middle}) '
-        'rotate(-90)">GMAC/s</text></svg>'
+    yield _Text(_WIDTH / 2, 30, f"{first.model} on {first.cpu}, {first.variant}", "middle")
+    yield _Text(_WIDTH / 2, _HEIGHT - 20, "MAC / byte of weights", "middle")
+    yield _Text(18, _HEIGHT / 2, "GMAC/s", "middle", upright=True)
+
+
+def roofline_svg(results: Sequence[BenchResult]) -> str:
+    """One SVG element."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="roofline" font-family="system-ui,sans-serif" font-size="{_FONT_SIZE}">'
     )
-    return "\n".join(parts) + "\n"
+    return "\n".join([head, *map(_svg_element, _shapes(results)), "</svg>"]) + "\n"
+
+
+def _svg_element(shape: _Shape) -> str:
+    match shape:
+        case _Path(points, color, width):
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            style = f'fill="none" stroke="{color}" stroke-width="{width}"'
+            return f'<polyline points="{path}" {style}/>'
+        case _Dot(x, y, radius):
+            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{_POINT}"/>'
+        case _Text(x, y, text, anchor, upright):
+            place = f"translate({x:.1f} {y:.1f}){' rotate(-90)' if upright else ''}"
+            style = f'transform="{place}" text-anchor="{anchor}" fill="{_INK}"'
+            return f"<text {style}>{escape(text)}</text>"
+
+
+def roofline_png(results: Sequence[BenchResult]) -> bytes:
+    """A PNG file, on white; needs Pillow."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), "white")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(_FONT_SIZE * _SCALE)
+    places = {"start": "ls", "middle": "ms", "end": "rs"}  # Pillow's; s: on the baseline
+    for shape in _shapes(results):
+        match shape:
+            case _Path(points, color, width):
+                scaled = [(_SCALE * x, _SCALE * y) for x, y in points]
+                draw.line(scaled, color, width * _SCALE)
+            case _Dot(x, y, radius):
+                draw.circle((_SCALE * x, _SCALE * y), _SCALE * radius, _POINT)
+            case _Text(x, y, text, anchor, upright=False):
+                draw.text((_SCALE * x, _SCALE * y), text, _INK, font, places[anchor])
+            case _Text(x, y, text):
+                width, height = int(font.getlength(text)) + 1, 2 * _FONT_SIZE * _SCALE
+                turned = Image.new("RGB", (width, height), "white")
+                line = ImageDraw.Draw(turned)
+                line.text((0, height - _FONT_SIZE), text, _INK, font, "ls")
+                turned = turned.rotate(90, expand=True)
+                corner = (int(_SCALE * x) - height + _FONT_SIZE, int(_SCALE * y) - width // 2)
+                image.paste(turned, corner)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def check_plot_path(path: Path) -> None:
+    """RillmError if a plot of this name cannot be written here."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise RillmError(f"{path}: a plot is written as {', '.join(SUFFIXES)}")
+    if suffix == ".png" and importlib.util.find_spec("PIL") is None:
+        raise RillmError(
+            f"{path}: a PNG needs Pillow: pip install 'rillm[plot]', or name it .svg or .html"
+        )
 
 
 def write_plot(results: Sequence[BenchResult], path: Path) -> None:
-    """Writes the roofline to an .html or .svg file. Raises RillmError for another suffix."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise RillmError(f"{path}: a plot is written as {' or '.join(SUFFIXES)}")
-    svg = roofline_svg(results)
-    if path.suffix.lower() == ".html":
-        svg = f'<!doctype html><meta charset="utf-8"><title>rillm bench</title>\n{svg}'
+    """Writes the roofline in the form that the suffix names. RillmError for another one."""
+    check_plot_path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        content = roofline_png(results)
+    else:
+        text = roofline_svg(results)
+        if suffix == ".html":
+            text = f'<!doctype html><meta charset="utf-8"><title>rillm bench</title>\n{text}'
+        content = text.encode()
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(svg, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
-
-
-def _line(x0: float, y0: float, x1: float, y1: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    name = f' class="{kind}"' if kind else ""
-    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

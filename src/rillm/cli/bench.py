@@ -29,8 +29,9 @@ from rillm.cli import options
 from rillm.cli.console import progress_bar, stderr, stdout
 from rillm.core import load_core
 from rillm.engine.config import CACHE_TYPES
+from rillm.errors import RillmError
 from rillm.gguf import GGMLType
-from rillm.roofline_plot import SUFFIXES, write_plot
+from rillm.roofline_plot import check_plot_path, write_plot
 from rillm.units import format_bytes
 
 
@@ -70,15 +71,18 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the roofline: .html or .svg.")
+        Path | None, typer.Option("--plot", help="Draw the roofline: .html, .svg or .png.")
     ] = None,
 ) -> None:
     """Measures and prints a table."""
     model = model if file is None else file
     if (model is None) == (dummy is None):
         raise typer.BadParameter("give either a MODEL file or --dummy SHAPE")
-    if plot is not None and plot.suffix.lower() not in SUFFIXES:
-        raise typer.BadParameter(f"{plot} is not {' or '.join(SUFFIXES)}", param_hint="--plot")
+    if plot is not None:
+        try:
+            check_plot_path(plot)
+        except RillmError as error:
+            raise typer.BadParameter(str(error), param_hint="--plot") from None
     prompts, steps = _numbers("-p", prompt), _numbers("-n", n_gen)
     sequences = _numbers("--users", users, least=1)
     tests = []
