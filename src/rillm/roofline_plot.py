@@ -100,9 +100,7 @@ def _shapes(results: Sequence[BenchResult]) -> Iterator[_Shape]:
         name = f"{threads} threads" if threads > 1 else "1 thread"
         label = f"{name}: {bandwidth / 1e9:.1f} GB/s, {peak / 1e9:.0f} GMAC/s"
         yield _Text(axes.x(high_x) - 4, axes.y(peak) - 6, label, "end")
-    lowest: dict[
-        bool, float
-    ] = {}  # where the last label that goes right and left of its point lies
+    lowest: dict[bool, float] = {}  # baseline of the last label on either side of its point
     for x, y, result in sorted(points, key=lambda point: -point[1]):
         place = axes.x(x), axes.y(y)
         yield _Dot(*place)
