@@ -7,8 +7,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+
+#include "isa/x86_amx/permission.h"
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #elif defined(__riscv)
@@ -44,10 +44,6 @@ unsigned long long enabled_states() {
   return (static_cast<unsigned long long>(high) << 32) | low;
 }
 
-// Linux lets a process use AMX's registers once it has asked to (ARCH_REQ_XCOMP_PERM for
-// XFEATURE_XTILEDATA). It refuses where a thread has a signal stack that they do not fit on.
-bool may_use_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
-
 void find(List& list, Text&) {
   struct Bit {
     const char* name;
@@ -68,7 +64,7 @@ void find(List& list, Text&) {
   unsigned int r[4] = {0, 0, 0, 0};
   if (__get_cpuid(1, &r[A], &r[B], &r[C], &r[D]) == 0 || (r[C] >> 27 & 1) == 0) return;
   unsigned long long states = enabled_states();
-  if ((states & kTile) == kTile && !may_use_tiles()) states &= ~kTile;
+  if ((states & kTile) == kTile && !rillm::may_use_tiles()) states &= ~kTile;
   for (const Bit& bit : bits) {
     if (__get_cpuid_count(static_cast<unsigned>(bit.leaf), static_cast<unsigned>(bit.subleaf),
                           &r[A], &r[B], &r[C], &r[D]) == 0) {

@@ -7,9 +7,7 @@
 // makes.
 #pragma once
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
+#include "isa/x86_amx/permission.h"
 #include "isa/x86_avx512/simd.h"
 
 #define RILLM_MATRIX_UNIT  // see isa/simd.h
@@ -21,9 +19,7 @@ struct MatrixUnit {
   static constexpr int kTokens = 16;
   static constexpr int kSums = 4, kInputs = 2;  // registers 0 .. 3, 4 and 5; codes are in 6 and 7
 
-  // Linux wants a process to ask for the 8 KB of registers before any of its threads uses them
-  // (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). A forked process has the permission too.
-  static bool request() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+  static bool request() { return may_use_tiles(); }
 
   // While it lives, this thread's unit multiplies `columns` columns. A thread that has no use for
   // its registers gives them up, so that nobody saves and loads them for it.
