@@ -1,4 +1,4 @@
-"""Speculation by prompt look-up on a prompt that asks for an edited text, and on one that does not.
+"""Speculation by prompt look-up on prompts that ask for an edited text, and on one that does not.
 
     python benchmarks/speculation.py -t 2 --draft-max 8 SmolLM2-135M-Instruct.Q4_1.gguf
 
@@ -42,7 +42,21 @@ _EDIT = (
     "Repeat the following Python code exactly, with the name `values` changed to `numbers`:\n\n"
     f"```python\n{_TEXT}```"
 )
+_LETTER = """\
+Correct the spelling mistakes in this text and write out the whole text again:
+
+Dear Mrs. Baker,
+
+Thank you for your letter of 12 March. We have checked your order number 48213, and we are sory to \
+say that the blue lamp is not in stock at the momment. It will be sent to you as soon as it \
+arrives, which should be within two weeks. The white lamp and the two chairs were sent yesterday. \
+Please let us know if you would rather have your money back.
+
+Yours sincerely,
+Thomas Miller
+"""
 PROMPTS = {
+    "letter": _LETTER,
     "edit": _EDIT,
     "copy": _EDIT.replace(", with the name `values` changed to `numbers`", ""),
     "free": "Write a short story about a lighthouse keeper and a whale.",
