@@ -116,13 +116,15 @@ struct Simd {
   // until the end, in memory.
   RILLM_INLINE static void keep(__m256i& sum) { asm("" : "+x"(sum)); }
 
+  // Of n units, how many have int16 pair sums (each at most 2 * code * 127) that fit into int16
+  // together. One of signed bytes, whose sign goes to the activations: 2 * 128 * 127 fits.
+  template <int kMaxCode, int n>
+  static constexpr int kFit = std::clamp(32767 / (2 * 127 * kMaxCode), 1, n);
+
   template <int kMaxCode, int n>
   RILLM_INLINE static I dot(I sum, const W (&w)[n], const int8_t* x) {
     constexpr bool kSigned = kMaxCode == 255;
-    // Units whose int16 pair sums (each at most 2 * code * 127) fit into int16 together.
-    constexpr int kFit = kSigned ? 1 : 32767 / (2 * 127 * kMaxCode);
-    constexpr int kRun = kFit < n ? kFit : n;
-    static_assert(kRun >= 1);
+    constexpr int kRun = kFit<kMaxCode, n>;
     const __m256i ones = _mm256_set1_epi16(1);
     unroll<(n + kRun - 1) / kRun>([&](auto run) RILLM_INLINE {
       __m256i pairs = _mm256_setzero_si256();
@@ -150,9 +152,7 @@ struct Simd {
   RILLM_INLINE static void dot_units(I (&sum)[tokens][tiles], const int8_t* x, int64_t x_stride,
                                      Code&& code) {
     constexpr bool kSigned = kMaxCode == 255;
-    constexpr int kFit = kSigned ? 1 : 32767 / (2 * 127 * kMaxCode);
-    constexpr int kRun = kFit < n ? kFit : n;
-    static_assert(kRun >= 1);
+    constexpr int kRun = kFit<kMaxCode, n>;
     const __m256i ones = _mm256_set1_epi16(1);
     unroll<(n + kRun - 1) / kRun>([&](auto run) RILLM_INLINE {
       __m256i pairs[tokens][tiles];
@@ -217,16 +217,16 @@ struct Simd {
   // Two tiles by four tokens are 8 int16 sums, two codes and an activation. Where the sums do not
   // fit into int16 up to the end, int32 ones need the other registers.
   template <int kMaxCode, int n>
-  static constexpr int kBlockTokens = kMaxCode == 255 || 32767 / (2 * 127 * kMaxCode) < n ? 2 : 4;
+  static constexpr int kBlockTokens = kFit<kMaxCode, n> < n ? 2 : 4;
 
   template <int kMaxCode, int n, int tiles, int tokens>
   RILLM_INLINE static void dot_block(I (&sum)[tokens][tiles], const W* w, const int8_t* x,
                                      int64_t x_stride) {
     constexpr bool kBytes = kMaxCode == 255;
     constexpr int kNum = kParts<kMaxCode>;
-    constexpr int kFit = 32767 / (2 * 127 * (kBytes ? 15 : kMaxCode));
-    constexpr int kRun = kFit < n ? kFit : n;
-    static_assert(kRun >= 1 && (!kBytes || kRun == n));
+    constexpr int kPart = kBytes ? 15 : kMaxCode;
+    constexpr int kRun = kFit<kPart, n>;
+    static_assert(!kBytes || kRun == n);
     unroll<(n + kRun - 1) / kRun>([&](auto run) RILLM_INLINE {
       __m256i pairs[kNum][tokens][tiles];
       unroll<std::min(kRun, n - run * kRun)>([&](auto i) RILLM_INLINE {
