@@ -84,7 +84,7 @@ void add_values(const float* weights, const float* keep, const float* values, in
   }
 }
 
-// One vector's scores [num_keys, kLanes] become e^(score - max), and its maximum and sum take them
+// One vector's scores [num_keys, kLanes] become 2^(score - max), and its maximum and sum take them
 // in; `keep` is what earlier outputs must be multiplied with.
 void update_softmax(float* scores, int num_keys, int64_t key, int32_t first_position,
                     const float* positions, float* max_at, float* sum_at, float* keep_at) {
@@ -107,10 +107,10 @@ void update_softmax(float* scores, int num_keys, int64_t key, int32_t first_posi
     }
     max = Simd::max(max, highest[0]);
   }
-  const Simd::F keep = exp(Simd::sub(old_max, max));
+  const Simd::F keep = exp2(Simd::sub(old_max, max));
   Simd::F sum = Simd::mul(Simd::load(sum_at), keep);
   for (int j = 0; j < num_keys; ++j) {
-    const Simd::F weight = exp(Simd::sub(Simd::load(scores + j * Simd::kLanes), max));
+    const Simd::F weight = exp2(Simd::sub(Simd::load(scores + j * Simd::kLanes), max));
     sum = Simd::add(sum, weight);
     Simd::store(scores + j * Simd::kLanes, weight);
   }
@@ -185,6 +185,7 @@ void AttentionPlan::load_queries(const CoreBatch& batch, const AttentionTile& ti
                                  float scale, const float* qkv, float* q, float* positions) const {
   const int64_t stride = int64_t{shape_.num_heads + 2 * shape_.num_kv_heads} * shape_.head_dim;
   const int32_t num_vectors = (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
+  const float to_log2 = scale * 0x1.715476p+0f;  // scores are powers of two, not of e
   for (int32_t row = 0; row < num_vectors * Simd::kLanes; ++row) {
     float* to = q + row / Simd::kLanes * shape_.head_dim * Simd::kLanes + row % Simd::kLanes;
     if (row >= tile.num_rows) {
@@ -196,7 +197,7 @@ void AttentionPlan::load_queries(const CoreBatch& batch, const AttentionTile& ti
     const int32_t head = kv_head * group_ + (tile.first_row + row) % group_;
     const float* from = qkv + token * stride + int64_t{head} * shape_.head_dim;
     positions[row] = static_cast<float>(batch.positions[token]);
-    for (int32_t d = 0; d < shape_.head_dim; ++d) to[d * Simd::kLanes] = from[d] * scale;
+    for (int32_t d = 0; d < shape_.head_dim; ++d) to[d * Simd::kLanes] = from[d] * to_log2;
   }
 }
 
@@ -286,7 +287,7 @@ void fold(const State& total, const State& part, int64_t num_vectors, int64_t di
     const int64_t lane = i * Simd::kLanes;
     const Simd::F old_max = Simd::load(total.max + lane), part_max = Simd::load(part.max + lane);
     const Simd::F max = Simd::max(old_max, part_max);
-    const Simd::F keep = exp(Simd::sub(old_max, max)), gain = exp(Simd::sub(part_max, max));
+    const Simd::F keep = exp2(Simd::sub(old_max, max)), gain = exp2(Simd::sub(part_max, max));
     Simd::store(total.max + lane, max);
     Simd::store(total.sum + lane, Simd::fma(Simd::load(part.sum + lane), gain,
                                             Simd::mul(Simd::load(total.sum + lane), keep)));

@@ -88,8 +88,10 @@ struct Simd {
   static I round(F a) {
     return each<I>([&](int i) { return std::lrintf(a.v[i]); });
   }
-  static F exp2_int(I a) {
-    return each<F>([&](int i) { return std::bit_cast<float>((a.v[i] + 127) << 23); });
+  static F scale2(F a, I n) {
+    return each<F>([&](int i) {
+      return std::bit_cast<float>(std::bit_cast<int32_t>(a.v[i]) + (n.v[i] << 23));
+    });
   }
   static F to_float(I a) {
     return each<F>([&](int i) { return a.v[i]; });

@@ -55,8 +55,8 @@ struct Simd {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
   }
   static I round(F a) { return _mm256_cvtps_epi32(a); }
-  static F exp2_int(I a) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(a, iset1(127)), 23));
+  static F scale2(F a, I n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(n, 23)));
   }
   static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
   static float reduce_add(F a) {

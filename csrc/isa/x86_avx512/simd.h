@@ -56,8 +56,8 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
   }
   static I round(F a) { return _mm512_cvtps_epi32(a); }
-  static F exp2_int(I a) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(a, iset1(127)), 23));
+  static F scale2(F a, I n) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(n, 23)));
   }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
