@@ -22,29 +22,63 @@ static_assert(kPartition % kSlab == 0 && kSlab % kRowsTogether == 0 && kRowsToge
 
 int64_t num_partitions(int32_t num_keys) { return (num_keys + kPartition - 1) / kPartition; }
 
+// Keys or values of one KV head, as they are cached and as float32. One vector unit converts while
+// another multiplies, but only where the two alternate closely: so between multiplications the rows
+// that are wanted soon are converted one chunk at a time, and the next slab is prefetched.
+template <class Chunk>
+struct Slab {
+  int64_t row_bytes;
+  const uint8_t* rows[kSlab / kRowsTogether];  // where kRowsTogether of them begin
+  const uint8_t* next[kSlab / kRowsTogether];  // the same of the slab after this one
+  float* floats;                               // [dim / 32, kSlab, 32]
+
+  RILLM_INLINE void convert(int32_t chunk, int row) const {
+    const int64_t at = row % kRowsTogether * row_bytes + chunk * Chunk::kBytes;
+    Chunk::load(rows[row / kRowsTogether] + at, floats + (chunk * kSlab + row) * 32);
+    __builtin_prefetch(next[row / kRowsTogether] + at);
+  }
+};
+
+// As the first vectors of query rows left it.
+struct ConvertedSlab {
+  const float* floats;
+  void convert(int32_t, int) const {}
+};
+
 // n vectors of query rows go together, and what is broadcast serves all of them; kTogether keys, or
 // elements of values, at a time keep as many sums as the registers hold. What is added to a sum,
 // and in which order, does not depend on n.
 
 // scores [n, kSlab, kLanes] = q [n, dim, kLanes] . keys [num_keys, dim]
-template <int n>
-void score_keys(const float* q, const float* keys, int num_keys, int32_t dim, float* scores) {
-  constexpr int kTogether = kKeys / n;
+template <int n, class Keys>
+void score_keys(const float* q, const Keys& keys, int num_keys, int32_t dim, float* scores) {
+  constexpr int kTogether = kKeys / n, kSteps = 32 / kTogether;
+  for (int row = 0; row < kTogether; ++row) keys.convert(0, row);
   for (int first = 0; first < num_keys; first += kTogether) {
     Simd::F sum[n][kTogether];
     unroll<n * kTogether>([&](auto k)
                               RILLM_INLINE { sum[k / kTogether][k % kTogether] = Simd::zero(); });
-    const float* key = keys + int64_t{first} * dim;
-    for (int32_t d = 0; d < dim; ++d) {
-      Simd::F query[n];
-      unroll<n>([&](auto v) RILLM_INLINE {
-        query[v] = Simd::load(q + (int64_t{v} * dim + d) * Simd::kLanes);
-      });
-      unroll<kTogether>([&](auto j) RILLM_INLINE {
-        const auto element = Simd::set1(key[j * dim + d]);
-        unroll<n>([&](auto v)
-                      RILLM_INLINE { sum[v][j] = Simd::fma(query[v], element, sum[v][j]); });
-      });
+    for (int32_t chunk = 0; chunk < dim / 32; ++chunk) {
+      const float* key = keys.floats + (chunk * kSlab + first) * 32;
+      const float* query_at = q + int64_t{chunk} * 32 * Simd::kLanes;
+      const bool last = chunk + 1 == dim / 32;
+      const int32_t next_chunk = last ? 0 : chunk + 1;
+      const int next_row = last && first + kTogether < num_keys ? first + kTogether : first;
+      for (int part = 0; part < kTogether; ++part) {
+        keys.convert(next_chunk, next_row + part);
+        unroll<kSteps>([&](auto step) RILLM_INLINE {
+          const int d = part * kSteps + step;
+          Simd::F query[n];
+          unroll<n>([&](auto v) RILLM_INLINE {
+            query[v] = Simd::load(query_at + (int64_t{v} * dim + d) * Simd::kLanes);
+          });
+          unroll<kTogether>([&](auto j) RILLM_INLINE {
+            const auto element = Simd::set1(key[j * 32 + d]);
+            unroll<n>([&](auto v)
+                          RILLM_INLINE { sum[v][j] = Simd::fma(query[v], element, sum[v][j]); });
+          });
+        });
+      }
     }
     unroll<n * kTogether>([&](auto k) RILLM_INLINE {
       constexpr int v = k / kTogether, j = k % kTogether;
@@ -55,32 +89,43 @@ void score_keys(const float* q, const float* keys, int num_keys, int32_t dim, fl
 
 // out [n, dim, kLanes] = keep [n, kLanes] * out + weights [n, kSlab, kLanes] . values [num_keys,
 // dim]
-template <int n>
-void add_values(const float* weights, const float* keep, const float* values, int num_keys,
+template <int n, class Values>
+void add_values(const float* weights, const float* keep, const Values& values, int num_keys,
                 int32_t dim, float* out) {
-  constexpr int kTogether = kKeys / n;  // divides 32, and 32 divides dim
-  for (int32_t d = 0; d < dim; d += kTogether) {
-    Simd::F sum[n][kTogether];
-    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
-      constexpr int v = k / kTogether, j = k % kTogether;
-      sum[v][j] = Simd::mul(Simd::load(out + (int64_t{v} * dim + d + j) * Simd::kLanes),
-                            Simd::load(keep + v * Simd::kLanes));
-    });
-    for (int key = 0; key < num_keys; ++key) {
-      Simd::F weight[n];
-      unroll<n>([&](auto v) RILLM_INLINE {
-        weight[v] = Simd::load(weights + (v * kSlab + key) * Simd::kLanes);
+  constexpr int kTogether = kKeys / n, kSteps = 32 / kTogether;
+  for (int row = 0; row < num_keys; ++row) values.convert(0, row);
+  for (int32_t chunk = 0; chunk < dim / 32; ++chunk) {
+    const int32_t next_chunk = chunk + 1 < dim / 32 ? chunk + 1 : 0;
+    int next_row = 0;
+    for (int d = 0; d < 32; d += kTogether) {
+      float* to = out + (int64_t{chunk} * 32 + d) * Simd::kLanes;
+      Simd::F sum[n][kTogether];
+      unroll<n * kTogether>([&](auto k) RILLM_INLINE {
+        constexpr int v = k / kTogether, j = k % kTogether;
+        sum[v][j] = Simd::mul(Simd::load(to + (int64_t{v} * dim + j) * Simd::kLanes),
+                              Simd::load(keep + v * Simd::kLanes));
       });
-      unroll<kTogether>([&](auto j) RILLM_INLINE {
-        const auto element = Simd::set1(values[int64_t{key} * dim + d + j]);
-        unroll<n>([&](auto v)
-                      RILLM_INLINE { sum[v][j] = Simd::fma(weight[v], element, sum[v][j]); });
+      const float* value = values.floats + chunk * kSlab * 32 + d;
+      for (int first = 0; first < num_keys; first += kSteps) {
+        values.convert(next_chunk, next_row++);
+        unroll<kSteps>([&](auto step) RILLM_INLINE {
+          const int key = first + step;
+          Simd::F weight[n];
+          unroll<n>([&](auto v) RILLM_INLINE {
+            weight[v] = Simd::load(weights + (v * kSlab + key) * Simd::kLanes);
+          });
+          unroll<kTogether>([&](auto j) RILLM_INLINE {
+            const auto element = Simd::set1(value[key * 32 + j]);
+            unroll<n>([&](auto v)
+                          RILLM_INLINE { sum[v][j] = Simd::fma(weight[v], element, sum[v][j]); });
+          });
+        });
+      }
+      unroll<n * kTogether>([&](auto k) RILLM_INLINE {
+        constexpr int v = k / kTogether, j = k % kTogether;
+        Simd::store(to + (int64_t{v} * dim + j) * Simd::kLanes, sum[v][j]);
       });
     }
-    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
-      constexpr int v = k / kTogether, j = k % kTogether;
-      Simd::store(out + (int64_t{v} * dim + d + j) * Simd::kLanes, sum[v][j]);
-    });
   }
 }
 
@@ -132,13 +177,14 @@ AttentionPlan::State AttentionPlan::state(float* at) const {
   return {at, at + kRows, at + 2 * kRows};
 }
 
-// Scratch of a thread: queries | query positions | keys | values | two states.
+// Scratch of a thread: queries | query positions | keys | values | the last rows of both, as
+// cached | two states.
 AttentionPlan::AttentionPlan(const AttentionShape& shape, int num_threads, int32_t max_tokens)
     : shape_(shape),
       group_(shape.num_heads / shape.num_kv_heads),
       state_floats_(kRows * (shape.head_dim + 2)),
       scratch_floats_(kRows * (shape.head_dim + 1) + 2 * kSlab * shape.head_dim +
-                      2 * state_floats_) {
+                      kRowsTogether * shape.head_dim + 2 * state_floats_) {
   const auto bytes = [](int64_t floats) { return static_cast<uint64_t>(floats) * sizeof(float); };
   scratch_ = Memory(bytes(scratch_floats_ * num_threads));
   partials_ = Memory(bytes(state_floats_ * kMaxPartials));
@@ -201,6 +247,7 @@ void AttentionPlan::load_queries(const CoreBatch& batch, const AttentionTile& ti
   }
 }
 
+template <class Chunk>
 void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& cache, int32_t layer,
                                      const AttentionTile& tile, int32_t kv_head, int64_t partition,
                                      float* scratch, const State& out) const {
@@ -208,9 +255,11 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const int32_t num_vectors = (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
   const float* queries = scratch;
   const float* positions = queries + kRows * dim;
-  float* keys = scratch + kRows * (dim + 1);
+  float* floats = scratch + kRows * (dim + 1);
+  Slab<Chunk> keys{cache.row_bytes, {}, {}, floats}, values = keys;
   // Where one pair of vectors uses a slab, its keys are done with when its values are converted.
-  float* values = num_vectors <= 2 ? keys : keys + kSlab * dim;
+  if (num_vectors > 2) values.floats += kSlab * dim;
+  auto* last_rows = reinterpret_cast<uint8_t*>(floats + 2 * kSlab * dim);
 
   for (int32_t i = 0; i < num_vectors; ++i) {
     Simd::store(out.max + i * Simd::kLanes, Simd::set1(kMasked));
@@ -235,44 +284,49 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
     return blocks[position / size] * cache.block_bytes + position % size * cache.row_bytes;
   };
   for (int64_t slab = begin; slab < end; slab += kSlab) {
-    // Whole groups of kKeys. Slots past the end may hold another sequence's leftovers: they are
-    // masked, but must be finite.
     const int count = static_cast<int>(std::min<int64_t>(kSlab, end - slab));
     const int num_keys = (count + kKeys - 1) / kKeys * kKeys;
-    const auto convert = [&](const uint8_t* rows, float* to) {
-      for (int first = 0; first < count; first += kRowsTogether) {
-        cache.load(rows + row_of(slab + first), std::min(kRowsTogether, count - first),
-                   to + first * dim);
-      }
-      std::fill(to + count * dim, to + num_keys * dim, 0.0f);
-      // The next slab is in memory, often in another page, which no hardware follows.
-      for (int64_t next = slab + kSlab; next < std::min(slab + 2 * kSlab, end);
-           next += kRowsTogether) {
-        const uint8_t* row = rows + row_of(next);
-        for (int64_t at = 0; at < kRowsTogether * cache.row_bytes; at += 64) {
-          __builtin_prefetch(row + at);
-        }
-      }
-    };
+    for (int first = 0; first < count; first += kRowsTogether) {
+      const int64_t row = row_of(slab + first);
+      const int64_t next = slab + first + kSlab < end ? row_of(slab + first + kSlab) : row;
+      const int num_rows = std::min(kRowsTogether, count - first);
+      const auto find = [&](Slab<Chunk>& rows, const uint8_t* at, uint8_t* copy) {
+        rows.rows[first / kRowsTogether] = at + row;
+        rows.next[first / kRowsTogether] = at + next;
+        if (num_rows == kRowsTogether) return;
+        // Slots past the end may hold another sequence's leftovers, and those infinity: zeros.
+        std::copy_n(at + row, num_rows * cache.row_bytes, copy);
+        std::fill_n(copy + num_rows * cache.row_bytes,
+                    (kRowsTogether - num_rows) * cache.row_bytes, 0);
+        rows.rows[first / kRowsTogether] = copy;
+      };
+      find(keys, key_rows, last_rows);
+      find(values, value_rows, last_rows + kRowsTogether * cache.row_bytes);
+    }
     // One vector or two of queries and outputs at a time, which the first-level cache holds.
     for (int32_t i = 0; i < num_vectors; i += 2) {
-      const auto attend_vectors = [&]<int n>() {
+      const auto attend_vectors = [&]<int n>(const auto& keys, const auto& values) {
         alignas(64) float scores[n * kSlab * Simd::kLanes], keep[n * Simd::kLanes];
-        if (i == 0) convert(key_rows, keys);
         score_keys<n>(queries + int64_t{i} * dim * Simd::kLanes, keys, num_keys, dim, scores);
         for (int32_t v = 0; v < n; ++v) {
           const int32_t lane = (i + v) * Simd::kLanes;
           update_softmax(scores + v * kSlab * Simd::kLanes, num_keys, slab, first_position,
                          positions + lane, out.max + lane, out.sum + lane, keep + v * Simd::kLanes);
         }
-        if (i == 0) convert(value_rows, values);
         add_values<n>(scores, keep, values, num_keys, dim,
                       out.out + int64_t{i} * dim * Simd::kLanes);
       };
-      if (num_vectors - i >= 2) {
-        attend_vectors.template operator()<2>();
+      const auto attend_slab = [&](const auto& keys, const auto& values) {
+        if (num_vectors - i >= 2) {
+          attend_vectors.template operator()<2>(keys, values);
+        } else {
+          attend_vectors.template operator()<1>(keys, values);
+        }
+      };
+      if (i == 0) {
+        attend_slab(keys, values);
       } else {
-        attend_vectors.template operator()<1>();
+        attend_slab(ConvertedSlab{keys.floats}, ConvertedSlab{values.floats});
       }
     }
   }
@@ -334,6 +388,9 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
     std::fill_n(total.out, int64_t{num_vectors(tile)} * shape_.head_dim * Simd::kLanes, 0.0f);
   };
   const int64_t num_partials = first_partial_.back();
+  const auto attend = cache.config.ggml_type == 1 ? &AttentionPlan::attend_partition<F16Chunk>
+                                                  : &AttentionPlan::attend_partition<Q8Chunk>;
+  const auto attend_partition = [&](auto&&... arguments) { (this->*attend)(batch, cache, layer, arguments...); };
 
   if (split_) {
     team.for_chunks(thread, num_partials * shape_.num_kv_heads, [&](int64_t index) {
@@ -342,7 +399,7 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
           std::upper_bound(first_partial_.begin(), first_partial_.end(), index % num_partials);
       const int64_t tile = next - first_partial_.begin() - 1;
       load_queries(batch, tiles_[tile], kv_head, scale, qkv, scratch, positions);
-      attend_partition(batch, cache, layer, tiles_[tile], kv_head,
+      attend_partition(tiles_[tile], kv_head,
                        index % num_partials - first_partial_[tile], scratch, partial(index));
     });
     team.barrier();
@@ -358,7 +415,7 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
         fold(total, partial(kv_head * num_partials + first_partial_[t] + p), num_vectors(tile),
              shape_.head_dim);
       } else {
-        attend_partition(batch, cache, layer, tile, kv_head, p, scratch, part);
+        attend_partition(tile, kv_head, p, scratch, part);
         fold(total, part, num_vectors(tile), shape_.head_dim);
       }
     }

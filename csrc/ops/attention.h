@@ -49,6 +49,7 @@ class AttentionPlan {
   State state(float* at) const;
   void load_queries(const CoreBatch& batch, const AttentionTile& tile, int32_t kv_head, float scale,
                     const float* qkv, float* q, float* positions) const;
+  template <class Chunk>
   void attend_partition(const CoreBatch& batch, const CoreCache& cache, int32_t layer,
                         const AttentionTile& tile, int32_t kv_head, int64_t partition,
                         float* scratch, const State& out) const;
