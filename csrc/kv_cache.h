@@ -13,7 +13,6 @@
 #include <cstring>
 
 #include "core.h"
-#include "float16.h"
 #include "isa/simd.h"
 #include "memory.h"
 #include "unroll.h"
@@ -36,7 +35,7 @@ struct Q8Chunk {  // binary16 d, 32 int8
   RILLM_INLINE static void load(const uint8_t* chunk, float* values) {
     uint16_t half;
     std::memcpy(&half, chunk, 2);
-    const auto d = Simd::set1(half_to_float(half));
+    const auto d = Simd::set1_half(half);
     unroll<32 / Simd::kLanes>([&](auto i) RILLM_INLINE {
       constexpr int at = i * Simd::kLanes;
       Simd::store(values + at, Simd::mul(Simd::to_float(Simd::iload_i8(chunk + 2 + at)), d));

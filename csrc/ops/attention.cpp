@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "isa/simd.h"
 #include "ops/math.h"
@@ -393,12 +394,15 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
   const auto attend_partition = [&](auto&&... arguments) { (this->*attend)(batch, cache, layer, arguments...); };
 
   if (split_) {
+    int64_t loaded = -1;  // whose queries are in scratch
     team.for_chunks(thread, num_partials * shape_.num_kv_heads, [&](int64_t index) {
       const auto kv_head = static_cast<int32_t>(index / num_partials);
       const auto next =
           std::upper_bound(first_partial_.begin(), first_partial_.end(), index % num_partials);
       const int64_t tile = next - first_partial_.begin() - 1;
-      load_queries(batch, tiles_[tile], kv_head, scale, qkv, scratch, positions);
+      if (std::exchange(loaded, kv_head * num_tiles + tile) != kv_head * num_tiles + tile) {
+        load_queries(batch, tiles_[tile], kv_head, scale, qkv, scratch, positions);
+      }
       attend_partition(tiles_[tile], kv_head,
                        index % num_partials - first_partial_[tile], scratch, partial(index));
     });

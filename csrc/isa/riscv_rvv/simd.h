@@ -34,6 +34,7 @@ struct FloatVectors : Group<kLmul> {
 
   static F zero() { return Base::splat(0.0f); }
   static S set1(float x) { return {x}; }
+  static S set1_half(uint16_t h) { return {half_to_float(h)}; }
   static void store(float* p, F a) { __riscv_vse32(p, a, kLanes); }
   static F add(F a, F b) { return __riscv_vfadd(a, b, kLanes); }
   static F add(S a, F b) { return __riscv_vfadd(b, a.value, kLanes); }

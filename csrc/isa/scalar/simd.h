@@ -79,6 +79,7 @@ struct Simd {
   static F load_half(const uint16_t* p) {
     return each<F>([&](int i) { return half_to_float(p[i]); });
   }
+  static F set1_half(uint16_t h) { return set1(half_to_float(h)); }
   static void store_half(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i]);
   }

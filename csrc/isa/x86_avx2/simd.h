@@ -46,6 +46,9 @@ struct Simd {
   static F load_half(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  static F set1_half(uint16_t h) {
+    return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(h)));
+  }
   static void store_half(uint16_t* p, F a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
