@@ -289,7 +289,8 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
     const int num_keys = (count + kKeys - 1) / kKeys * kKeys;
     for (int first = 0; first < count; first += kRowsTogether) {
       const int64_t row = row_of(slab + first);
-      const int64_t next = slab + first + kSlab < end ? row_of(slab + first + kSlab) : row;
+      // The next partition is likely this thread's too.
+      const int64_t next = slab + first + kSlab <= last_position ? row_of(slab + first + kSlab) : row;
       const int num_rows = std::min(kRowsTogether, count - first);
       const auto find = [&](Slab<Chunk>& rows, const uint8_t* at, uint8_t* copy) {
         rows.rows[first / kRowsTogether] = at + row;
