@@ -14,29 +14,45 @@ constexpr int kKeys = Simd::kScores;  // keys whose scores stay in registers
 constexpr int kSlab = 32;             // keys and values that are converted to float32 together
 constexpr int kRowsTogether = 16;     // of a slab that follow one another in memory
 constexpr int kPartition = 256;
+constexpr int kShort = 16;                          // partitions of this length, before longer ones
 constexpr int kVectors = Simd::kLanes > 8 ? 4 : 8;  // of query rows that reuse a converted key
 constexpr int kRows = kVectors * Simd::kLanes;
 constexpr float kMasked = -1e30f;  // finite: infinity - infinity would be NaN
 constexpr int64_t kMaxPartials = 512;
 
-static_assert(kPartition % kSlab == 0 && kSlab % kRowsTogether == 0 && kRowsTogether % kKeys == 0);
+static_assert(kPartition % kSlab == 0 && kSlab == 2 * kRowsTogether && kRowsTogether % kKeys == 0);
 
-int64_t num_partitions(int32_t num_keys) { return (num_keys + kPartition - 1) / kPartition; }
+// Partitions are four times as long where there are many of them anyway: each leaves a state behind
+// that is written and read again.
+int64_t partition_begin(int64_t index) {
+  return index <= kShort ? index * kPartition : (kShort + (index - kShort) * 4) * kPartition;
+}
+
+int64_t num_partitions(int32_t num_keys) {
+  const int64_t num_short = (num_keys + kPartition - 1) / kPartition;
+  return num_short <= kShort ? num_short : kShort + (num_short - kShort + 3) / 4;
+}
 
 // Keys or values of one KV head, as they are cached and as float32. One vector unit converts while
 // another multiplies, but only where the two alternate closely: so between multiplications the rows
-// that are wanted soon are converted one chunk at a time, and the next slab is prefetched.
+// that are wanted soon are converted one chunk at a time, and the next slab is prefetched, in the
+// order of memory, which is faster than the order of use.
 template <class Chunk>
 struct Slab {
   int64_t row_bytes;
-  const uint8_t* rows[kSlab / kRowsTogether];  // where kRowsTogether of them begin
-  const uint8_t* next[kSlab / kRowsTogether];  // the same of the slab after this one
   float* floats;                               // [dim / 32, kSlab, 32]
+  const uint8_t* rows[kSlab / kRowsTogether];  // where kRowsTogether of them begin
+  // Of the slab after this one: what is prefetched next, and its two pieces.
+  const uint8_t *ahead, *first_end, *second;
 
   RILLM_INLINE void convert(int32_t chunk, int row) const {
     const int64_t at = row % kRowsTogether * row_bytes + chunk * Chunk::kBytes;
     Chunk::load(rows[row / kRowsTogether] + at, floats + (chunk * kSlab + row) * 32);
-    __builtin_prefetch(next[row / kRowsTogether] + at);
+  }
+  RILLM_INLINE void prefetch() {
+    __builtin_prefetch(ahead);
+    ahead += Chunk::kBytes;
+    if (ahead == first_end) ahead = second;
   }
 };
 
@@ -44,6 +60,7 @@ struct Slab {
 struct ConvertedSlab {
   const float* floats;
   void convert(int32_t, int) const {}
+  void prefetch() const {}
 };
 
 // n vectors of query rows go together, and what is broadcast serves all of them; kTogether keys, or
@@ -52,7 +69,7 @@ struct ConvertedSlab {
 
 // scores [n, kSlab, kLanes] = q [n, dim, kLanes] . keys [num_keys, dim]
 template <int n, class Keys>
-void score_keys(const float* q, const Keys& keys, int num_keys, int32_t dim, float* scores) {
+void score_keys(const float* q, Keys& keys, int num_keys, int32_t dim, float* scores) {
   constexpr int kTogether = kKeys / n, kSteps = 32 / kTogether;
   for (int row = 0; row < kTogether; ++row) keys.convert(0, row);
   for (int first = 0; first < num_keys; first += kTogether) {
@@ -67,6 +84,7 @@ void score_keys(const float* q, const Keys& keys, int num_keys, int32_t dim, flo
       const int next_row = last && first + kTogether < num_keys ? first + kTogether : first;
       for (int part = 0; part < kTogether; ++part) {
         keys.convert(next_chunk, next_row + part);
+        keys.prefetch();
         unroll<kSteps>([&](auto step) RILLM_INLINE {
           const int d = part * kSteps + step;
           Simd::F query[n];
@@ -91,8 +109,8 @@ void score_keys(const float* q, const Keys& keys, int num_keys, int32_t dim, flo
 // out [n, dim, kLanes] = keep [n, kLanes] * out + weights [n, kSlab, kLanes] . values [num_keys,
 // dim]
 template <int n, class Values>
-void add_values(const float* weights, const float* keep, const Values& values, int num_keys,
-                int32_t dim, float* out) {
+void add_values(const float* weights, const float* keep, Values& values, int num_keys, int32_t dim,
+                float* out) {
   constexpr int kTogether = kKeys / n, kSteps = 32 / kTogether;
   for (int row = 0; row < num_keys; ++row) values.convert(0, row);
   for (int32_t chunk = 0; chunk < dim / 32; ++chunk) {
@@ -109,6 +127,7 @@ void add_values(const float* weights, const float* keep, const Values& values, i
       const float* value = values.floats + chunk * kSlab * 32 + d;
       for (int first = 0; first < num_keys; first += kSteps) {
         values.convert(next_chunk, next_row++);
+        values.prefetch();
         unroll<kSteps>([&](auto step) RILLM_INLINE {
           const int key = first + step;
           Simd::F weight[n];
@@ -257,7 +276,7 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const float* queries = scratch;
   const float* positions = queries + kRows * dim;
   float* floats = scratch + kRows * (dim + 1);
-  Slab<Chunk> keys{cache.row_bytes, {}, {}, floats}, values = keys;
+  Slab<Chunk> keys{cache.row_bytes, floats, {}, {}, {}, {}}, values = keys;
   // Where one pair of vectors uses a slab, its keys are done with when its values are converted.
   if (num_vectors > 2) values.floats += kSlab * dim;
   auto* last_rows = reinterpret_cast<uint8_t*>(floats + 2 * kSlab * dim);
@@ -273,8 +292,8 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const int32_t first_position = batch.positions[chunk + tile.first_row / group_];
   const int32_t last_position =
       batch.positions[chunk + (tile.first_row + tile.num_rows - 1) / group_];
-  const int64_t begin = partition * kPartition;
-  const int64_t end = std::min<int64_t>(begin + kPartition, last_position + 1);
+  const int64_t begin = partition_begin(partition);
+  const int64_t end = std::min<int64_t>(partition_begin(partition + 1), last_position + 1);
   const int32_t* blocks = batch.block_tables + int64_t{tile.seq} * batch.max_blocks;
   const int32_t block_size = cache.config.block_size;
   const uint8_t* key_rows = cache.row(layer, false, 0, kv_head);
@@ -287,27 +306,30 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   for (int64_t slab = begin; slab < end; slab += kSlab) {
     const int count = static_cast<int>(std::min<int64_t>(kSlab, end - slab));
     const int num_keys = (count + kKeys - 1) / kKeys * kKeys;
-    for (int first = 0; first < count; first += kRowsTogether) {
-      const int64_t row = row_of(slab + first);
-      // The next partition is likely this thread's too.
-      const int64_t next = slab + first + kSlab <= last_position ? row_of(slab + first + kSlab) : row;
-      const int num_rows = std::min(kRowsTogether, count - first);
-      const auto find = [&](Slab<Chunk>& rows, const uint8_t* at, uint8_t* copy) {
-        rows.rows[first / kRowsTogether] = at + row;
-        rows.next[first / kRowsTogether] = at + next;
-        if (num_rows == kRowsTogether) return;
+    // The next partition is likely this thread's too.
+    const auto next_row = [&](int64_t key) { return row_of(key <= last_position ? key : slab); };
+    const int64_t next = next_row(slab + kSlab), second = next_row(slab + kSlab + kRowsTogether);
+    const auto start = [&](Slab<Chunk>& rows, const uint8_t* at, uint8_t* copy) {
+      rows.ahead = at + next;
+      rows.first_end = at + next + kRowsTogether * cache.row_bytes;
+      rows.second = at + second;
+      for (int first = 0; first < count; first += kRowsTogether) {
+        const uint8_t*& from = rows.rows[first / kRowsTogether];
+        from = at + row_of(slab + first);
+        const int64_t bytes = std::min(kRowsTogether, count - first) * cache.row_bytes;
+        const int64_t all_bytes = kRowsTogether * cache.row_bytes;
+        if (bytes == all_bytes) continue;
         // Slots past the end may hold another sequence's leftovers, and those infinity: zeros.
-        std::copy_n(at + row, num_rows * cache.row_bytes, copy);
-        std::fill_n(copy + num_rows * cache.row_bytes,
-                    (kRowsTogether - num_rows) * cache.row_bytes, 0);
-        rows.rows[first / kRowsTogether] = copy;
-      };
-      find(keys, key_rows, last_rows);
-      find(values, value_rows, last_rows + kRowsTogether * cache.row_bytes);
-    }
+        std::copy_n(from, bytes, copy);
+        std::fill_n(copy + bytes, all_bytes - bytes, 0);
+        from = copy;
+      }
+    };
+    start(keys, key_rows, last_rows);
+    start(values, value_rows, last_rows + kRowsTogether * cache.row_bytes);
     // One vector or two of queries and outputs at a time, which the first-level cache holds.
     for (int32_t i = 0; i < num_vectors; i += 2) {
-      const auto attend_vectors = [&]<int n>(const auto& keys, const auto& values) {
+      const auto attend_vectors = [&]<int n>(auto& keys, auto& values) {
         alignas(64) float scores[n * kSlab * Simd::kLanes], keep[n * Simd::kLanes];
         score_keys<n>(queries + int64_t{i} * dim * Simd::kLanes, keys, num_keys, dim, scores);
         for (int32_t v = 0; v < n; ++v) {
@@ -318,7 +340,7 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
         add_values<n>(scores, keep, values, num_keys, dim,
                       out.out + int64_t{i} * dim * Simd::kLanes);
       };
-      const auto attend_slab = [&](const auto& keys, const auto& values) {
+      const auto attend_slab = [&](auto& keys, auto& values) {
         if (num_vectors - i >= 2) {
           attend_vectors.template operator()<2>(keys, values);
         } else {
@@ -328,7 +350,8 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
       if (i == 0) {
         attend_slab(keys, values);
       } else {
-        attend_slab(ConvertedSlab{keys.floats}, ConvertedSlab{values.floats});
+        ConvertedSlab keys_again{keys.floats}, values_again{values.floats};
+        attend_slab(keys_again, values_again);
       }
     }
   }
@@ -392,7 +415,9 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
   const int64_t num_partials = first_partial_.back();
   const auto attend = cache.config.ggml_type == 1 ? &AttentionPlan::attend_partition<F16Chunk>
                                                   : &AttentionPlan::attend_partition<Q8Chunk>;
-  const auto attend_partition = [&](auto&&... arguments) { (this->*attend)(batch, cache, layer, arguments...); };
+  const auto attend_partition = [&](auto&&... arguments) {
+    (this->*attend)(batch, cache, layer, arguments...);
+  };
 
   if (split_) {
     int64_t loaded = -1;  // whose queries are in scratch
@@ -404,8 +429,8 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
       if (std::exchange(loaded, kv_head * num_tiles + tile) != kv_head * num_tiles + tile) {
         load_queries(batch, tiles_[tile], kv_head, scale, qkv, scratch, positions);
       }
-      attend_partition(tiles_[tile], kv_head,
-                       index % num_partials - first_partial_[tile], scratch, partial(index));
+      attend_partition(tiles_[tile], kv_head, index % num_partials - first_partial_[tile], scratch,
+                       partial(index));
     });
     team.barrier();
   }

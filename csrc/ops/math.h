@@ -33,7 +33,8 @@ inline Simd::F exp2(Simd::F x) {
   const Simd::F r = Simd::sub(x, Simd::to_float(n));
   // The best polynomial of its degree with 1 at 0 for |r| <= 0.5: 9.2e-8 off at most.
   Simd::F sum = Simd::set1(0x1.5bba14p-10f);
-  for (const float factor : {0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 1.0f}) {
+  for (const float factor :
+       {0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 1.0f}) {
     sum = Simd::fma(sum, r, Simd::set1(factor));
   }
   return Simd::scale2(sum, n);
