@@ -47,31 +47,3 @@ void CoreCache::store(const float* values, uint8_t* row) const {
     }
   }
 }
-
-void CoreCache::load(const uint8_t* rows, int32_t num_rows, float* values) const {
-  const int32_t num_values = num_rows * config.head_dim;
-  if (config.ggml_type == kF16) {
-    const auto* halfs = reinterpret_cast<const uint16_t*>(rows);
-    for (const float* end = values + num_values; values < end; values += 32, halfs += 32) {
-      rillm::unroll<32 / Simd::kLanes>([&](auto i) RILLM_INLINE {
-        Simd::store(values + i * Simd::kLanes, Simd::load_half(halfs + i * Simd::kLanes));
-      });
-    }
-    return;
-  }
-  const int32_t num_blocks = num_values / kQ8Block;
-  for (int32_t first = 0; first < num_blocks; first += Simd::kLanes) {
-    const int32_t count = std::min(Simd::kLanes, num_blocks - first);
-    uint16_t halfs[Simd::kLanes] = {};
-    float scales[Simd::kLanes];
-    for (int32_t i = 0; i < count; ++i) std::memcpy(halfs + i, rows + i * kQ8Bytes, 2);
-    Simd::store(scales, Simd::load_half(halfs));
-    for (int32_t i = 0; i < count; ++i, rows += kQ8Bytes, values += kQ8Block) {
-      const Simd::F d = Simd::set1(scales[i]);
-      rillm::unroll<kQ8Block / Simd::kLanes>([&](auto k) RILLM_INLINE {
-        constexpr int at = k * Simd::kLanes;
-        Simd::store(values + at, Simd::mul(d, Simd::to_float(Simd::iload_i8(rows + 2 + at))));
-      });
-    }
-  }
-}

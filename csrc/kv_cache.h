@@ -10,8 +10,40 @@
 // keys that attention reads together never straddle two blocks.
 #pragma once
 
+#include <cstring>
+
 #include "core.h"
+#include "isa/simd.h"
 #include "memory.h"
+#include "unroll.h"
+
+namespace rillm {
+
+// What rows consist of: chunks of 32 values.
+struct F16Chunk {
+  static constexpr int kBytes = 64;
+  RILLM_INLINE static void load(const uint8_t* chunk, float* values) {
+    const auto* halfs = reinterpret_cast<const uint16_t*>(chunk);
+    unroll<32 / Simd::kLanes>([&](auto i) RILLM_INLINE {
+      Simd::store(values + i * Simd::kLanes, Simd::load_half(halfs + i * Simd::kLanes));
+    });
+  }
+};
+
+struct Q8Chunk {  // binary16 d, 32 int8
+  static constexpr int kBytes = 34;
+  RILLM_INLINE static void load(const uint8_t* chunk, float* values) {
+    uint16_t half;
+    std::memcpy(&half, chunk, 2);
+    const auto d = Simd::set1_half(half);
+    unroll<32 / Simd::kLanes>([&](auto i) RILLM_INLINE {
+      constexpr int at = i * Simd::kLanes;
+      Simd::store(values + at, Simd::mul(Simd::to_float(Simd::iload_i8(chunk + 2 + at)), d));
+    });
+  }
+};
+
+}  // namespace rillm
 
 struct CoreCache {
   explicit CoreCache(const CoreCacheConfig& config);
@@ -25,8 +57,6 @@ struct CoreCache {
   }
   uint8_t* block(int64_t index) const { return memory.data() + index * block_bytes; }
   void store(const float* values, uint8_t* row) const;  // [head_dim] -> one row
-  // Rows of a head that follow one another in a block -> [num_rows, head_dim].
-  void load(const uint8_t* rows, int32_t num_rows, float* values) const;
 
   CoreCacheConfig config;
   int64_t row_bytes, block_bytes;

@@ -457,6 +457,28 @@ def test_attention_over_one_key_in_a_thousand(team, rng, cache_type):
     np.testing.assert_allclose(got[-1, :dim], v[needle, 0], atol=1e-4)
 
 
+@pytest.mark.parametrize("context", [4097, 6200])
+def test_attention_after_thousands_of_tokens(team, rng, context):
+    """Partitions are longer there; a step of one token shares them out among threads."""
+    heads, kv_heads, dim = 4, 1, 32
+    table = rng.standard_normal((context, (heads + 2) * dim)).astype(np.float32)
+    blocks = rng.permutation(-(-context // 16)).tolist()
+    with KVCache(CORE, cache_config(kv_heads, dim, len(blocks), GGMLType.F16)) as cache:
+        tiny = Tiny(team, cache)
+        out = tiny.buffer(heads * dim)
+        tiny.op(OpKind.ATTENTION, [tiny.input(table)], [out], ints=[0, heads], floats=[0.3])
+        with closing(tiny.compile(out, context)) as program:
+            program.run(ragged([Chunk(list(range(context)), 0, blocks)]))
+            whole = float_rows(program.output_address(), context, heads * dim).copy()
+            program.run(ragged([Chunk([context - 1], context - 1, blocks)]))
+            alone = float_rows(program.output_address(), 1, heads * dim)
+    np.testing.assert_array_equal(alone[0], whole[-1])
+    rows = table.reshape(context, heads + 2, dim)
+    k, v = (cached(rows[:, i : i + 1], GGMLType.F16) for i in (heads, heads + 1))
+    expected = causal_attention(rows[-200:, :heads], k, v, np.float32(0.3), context - 200)
+    assert np.abs(whole[-200:] - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("cache_type", [GGMLType.F16, GGMLType.Q8_0], ids=format_names)
 def test_cache_blocks_can_be_moved(team, rng, cache_type):
     """A block read from one cache and written to another holds the same keys and values."""

@@ -9,9 +9,10 @@
 //   kScores  vectors of scores that attention keeps in registers
 //   F, I     kLanes float32 / int32
 //
-//   F: zero set1 load store add sub mul div fma(a,b,c)=a*b+c max abs load_half store_half
+//   F: zero set1 load store add sub mul div fma(a,b,c)=a*b+c max abs load_half set1_half store_half
 //   load_bfloat16
-//      round(F)->I exp2_int(I)->F (2^i) to_float(I)->F reduce_add reduce_max
+//      round(F)->I scale2(F,I)->F (a * 2^i, of the same sign) to_float(I)->F
+//      reduce_add reduce_max
 //   I: istore iload_i8
 //   set1 may give a scalar that becomes an F only where an operation has no form for it.
 //

@@ -1,122 +1,32 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "isa/simd.h"
+#include "ops/attention_kernel.h"
 #include "ops/math.h"
-#include "unroll.h"
 
 namespace rillm {
 namespace {
 
-constexpr int kKeys = Simd::kScores;  // keys whose scores stay in registers
-constexpr int kSlab = 32;             // keys and values that are converted to float32 together
-constexpr int kRowsTogether = 16;     // of a slab that follow one another in memory
 constexpr int kPartition = 256;
+constexpr int kShortPartitions = 16;                // those after them are four times as long
 constexpr int kVectors = Simd::kLanes > 8 ? 4 : 8;  // of query rows that reuse a converted key
 constexpr int kRows = kVectors * Simd::kLanes;
-constexpr float kMasked = -1e30f;  // finite: infinity - infinity would be NaN
 constexpr int64_t kMaxPartials = 512;
 
-static_assert(kPartition % kSlab == 0 && kSlab % kRowsTogether == 0 && kRowsTogether % kKeys == 0);
+static_assert(kPartition % kSlab == 0);
 
-int64_t num_partitions(int32_t num_keys) { return (num_keys + kPartition - 1) / kPartition; }
-
-// n vectors of query rows go together, and what is broadcast serves all of them; kTogether keys, or
-// elements of values, at a time keep as many sums as the registers hold. What is added to a sum,
-// and in which order, does not depend on n.
-
-// scores [n, kSlab, kLanes] = q [n, dim, kLanes] . keys [num_keys, dim]
-template <int n>
-void score_keys(const float* q, const float* keys, int num_keys, int32_t dim, float* scores) {
-  constexpr int kTogether = kKeys / n;
-  for (int first = 0; first < num_keys; first += kTogether) {
-    Simd::F sum[n][kTogether];
-    unroll<n * kTogether>([&](auto k)
-                              RILLM_INLINE { sum[k / kTogether][k % kTogether] = Simd::zero(); });
-    const float* key = keys + int64_t{first} * dim;
-    for (int32_t d = 0; d < dim; ++d) {
-      Simd::F query[n];
-      unroll<n>([&](auto v) RILLM_INLINE {
-        query[v] = Simd::load(q + (int64_t{v} * dim + d) * Simd::kLanes);
-      });
-      unroll<kTogether>([&](auto j) RILLM_INLINE {
-        const auto element = Simd::set1(key[j * dim + d]);
-        unroll<n>([&](auto v)
-                      RILLM_INLINE { sum[v][j] = Simd::fma(query[v], element, sum[v][j]); });
-      });
-    }
-    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
-      constexpr int v = k / kTogether, j = k % kTogether;
-      Simd::store(scores + (v * kSlab + first + j) * Simd::kLanes, sum[v][j]);
-    });
-  }
+// Partitions are longer where there are many of them anyway: each leaves a state behind, which is
+// written and read again.
+int64_t partition_begin(int64_t index) {
+  return (index + 3 * std::max<int64_t>(0, index - kShortPartitions)) * kPartition;
 }
 
-// out [n, dim, kLanes] = keep [n, kLanes] * out + weights [n, kSlab, kLanes] . values [num_keys,
-// dim]
-template <int n>
-void add_values(const float* weights, const float* keep, const float* values, int num_keys,
-                int32_t dim, float* out) {
-  constexpr int kTogether = kKeys / n;  // divides 32, and 32 divides dim
-  for (int32_t d = 0; d < dim; d += kTogether) {
-    Simd::F sum[n][kTogether];
-    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
-      constexpr int v = k / kTogether, j = k % kTogether;
-      sum[v][j] = Simd::mul(Simd::load(out + (int64_t{v} * dim + d + j) * Simd::kLanes),
-                            Simd::load(keep + v * Simd::kLanes));
-    });
-    for (int key = 0; key < num_keys; ++key) {
-      Simd::F weight[n];
-      unroll<n>([&](auto v) RILLM_INLINE {
-        weight[v] = Simd::load(weights + (v * kSlab + key) * Simd::kLanes);
-      });
-      unroll<kTogether>([&](auto j) RILLM_INLINE {
-        const auto element = Simd::set1(values[int64_t{key} * dim + d + j]);
-        unroll<n>([&](auto v)
-                      RILLM_INLINE { sum[v][j] = Simd::fma(weight[v], element, sum[v][j]); });
-      });
-    }
-    unroll<n * kTogether>([&](auto k) RILLM_INLINE {
-      constexpr int v = k / kTogether, j = k % kTogether;
-      Simd::store(out + (int64_t{v} * dim + d + j) * Simd::kLanes, sum[v][j]);
-    });
-  }
-}
-
-// One vector's scores [num_keys, kLanes] become e^(score - max), and its maximum and sum take them
-// in; `keep` is what earlier outputs must be multiplied with.
-void update_softmax(float* scores, int num_keys, int64_t key, int32_t first_position,
-                    const float* positions, float* max_at, float* sum_at, float* keep_at) {
-  if (key + num_keys - 1 > first_position) {
-    const Simd::F position = Simd::load(positions);
-    for (int j = 0; j < num_keys; ++j) {
-      float* score = scores + j * Simd::kLanes;
-      const Simd::F ahead = Simd::sub(Simd::set1(static_cast<float>(key + j)), position);
-      Simd::store(
-          score, Simd::fma(Simd::max(ahead, Simd::zero()), Simd::set1(kMasked), Simd::load(score)));
-    }
-  }
-  const Simd::F old_max = Simd::load(max_at);
-  Simd::F max = old_max;
-  for (int j = 0; j < num_keys; j += kKeys) {
-    Simd::F highest[kKeys];
-    for (int i = 0; i < kKeys; ++i) highest[i] = Simd::load(scores + (j + i) * Simd::kLanes);
-    for (int step = kKeys / 2; step > 0; step /= 2) {
-      for (int i = 0; i < step; ++i) highest[i] = Simd::max(highest[i], highest[i + step]);
-    }
-    max = Simd::max(max, highest[0]);
-  }
-  const Simd::F keep = exp(Simd::sub(old_max, max));
-  Simd::F sum = Simd::mul(Simd::load(sum_at), keep);
-  for (int j = 0; j < num_keys; ++j) {
-    const Simd::F weight = exp(Simd::sub(Simd::load(scores + j * Simd::kLanes), max));
-    sum = Simd::add(sum, weight);
-    Simd::store(scores + j * Simd::kLanes, weight);
-  }
-  Simd::store(max_at, max);
-  Simd::store(sum_at, sum);
-  Simd::store(keep_at, keep);
+int64_t num_partitions(int32_t num_keys) {
+  const int64_t num_short = (num_keys + kPartition - 1) / kPartition;
+  return num_short - std::max<int64_t>(0, num_short - kShortPartitions) * 3 / 4;
 }
 
 }  // namespace
@@ -132,13 +42,14 @@ AttentionPlan::State AttentionPlan::state(float* at) const {
   return {at, at + kRows, at + 2 * kRows};
 }
 
-// Scratch of a thread: queries | query positions | keys | values | two states.
+// Scratch of a thread: queries | query positions | keys | values | the last rows of both, as
+// cached | two states.
 AttentionPlan::AttentionPlan(const AttentionShape& shape, int num_threads, int32_t max_tokens)
     : shape_(shape),
       group_(shape.num_heads / shape.num_kv_heads),
       state_floats_(kRows * (shape.head_dim + 2)),
       scratch_floats_(kRows * (shape.head_dim + 1) + 2 * kSlab * shape.head_dim +
-                      2 * state_floats_) {
+                      kRowsTogether * shape.head_dim + 2 * state_floats_) {
   const auto bytes = [](int64_t floats) { return static_cast<uint64_t>(floats) * sizeof(float); };
   scratch_ = Memory(bytes(scratch_floats_ * num_threads));
   partials_ = Memory(bytes(state_floats_ * kMaxPartials));
@@ -185,6 +96,7 @@ void AttentionPlan::load_queries(const CoreBatch& batch, const AttentionTile& ti
                                  float scale, const float* qkv, float* q, float* positions) const {
   const int64_t stride = int64_t{shape_.num_heads + 2 * shape_.num_kv_heads} * shape_.head_dim;
   const int32_t num_vectors = (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
+  const float to_log2 = scale * 0x1.715476p+0f;  // scores are powers of two, not of e
   for (int32_t row = 0; row < num_vectors * Simd::kLanes; ++row) {
     float* to = q + row / Simd::kLanes * shape_.head_dim * Simd::kLanes + row % Simd::kLanes;
     if (row >= tile.num_rows) {
@@ -196,10 +108,11 @@ void AttentionPlan::load_queries(const CoreBatch& batch, const AttentionTile& ti
     const int32_t head = kv_head * group_ + (tile.first_row + row) % group_;
     const float* from = qkv + token * stride + int64_t{head} * shape_.head_dim;
     positions[row] = static_cast<float>(batch.positions[token]);
-    for (int32_t d = 0; d < shape_.head_dim; ++d) to[d * Simd::kLanes] = from[d] * scale;
+    for (int32_t d = 0; d < shape_.head_dim; ++d) to[d * Simd::kLanes] = from[d] * to_log2;
   }
 }
 
+template <class Chunk>
 void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& cache, int32_t layer,
                                      const AttentionTile& tile, int32_t kv_head, int64_t partition,
                                      float* scratch, const State& out) const {
@@ -207,9 +120,11 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const int32_t num_vectors = (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
   const float* queries = scratch;
   const float* positions = queries + kRows * dim;
-  float* keys = scratch + kRows * (dim + 1);
+  float* floats = scratch + kRows * (dim + 1);
+  Slab<Chunk> keys{cache.row_bytes, floats, {}, {}, {}, {}}, values = keys;
   // Where one pair of vectors uses a slab, its keys are done with when its values are converted.
-  float* values = num_vectors <= 2 ? keys : keys + kSlab * dim;
+  if (num_vectors > 2) values.floats += kSlab * dim;
+  auto* last_rows = reinterpret_cast<uint8_t*>(floats + 2 * kSlab * dim);
 
   for (int32_t i = 0; i < num_vectors; ++i) {
     Simd::store(out.max + i * Simd::kLanes, Simd::set1(kMasked));
@@ -222,8 +137,8 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
   const int32_t first_position = batch.positions[chunk + tile.first_row / group_];
   const int32_t last_position =
       batch.positions[chunk + (tile.first_row + tile.num_rows - 1) / group_];
-  const int64_t begin = partition * kPartition;
-  const int64_t end = std::min<int64_t>(begin + kPartition, last_position + 1);
+  const int64_t begin = partition_begin(partition);
+  const int64_t end = std::min<int64_t>(partition_begin(partition + 1), last_position + 1);
   const int32_t* blocks = batch.block_tables + int64_t{tile.seq} * batch.max_blocks;
   const int32_t block_size = cache.config.block_size;
   const uint8_t* key_rows = cache.row(layer, false, 0, kv_head);
@@ -234,44 +149,54 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
     return blocks[position / size] * cache.block_bytes + position % size * cache.row_bytes;
   };
   for (int64_t slab = begin; slab < end; slab += kSlab) {
-    // Whole groups of kKeys. Slots past the end may hold another sequence's leftovers: they are
-    // masked, but must be finite.
     const int count = static_cast<int>(std::min<int64_t>(kSlab, end - slab));
     const int num_keys = (count + kKeys - 1) / kKeys * kKeys;
-    const auto convert = [&](const uint8_t* rows, float* to) {
+    // The next partition is likely this thread's too.
+    const auto next_row = [&](int64_t key) { return row_of(key <= last_position ? key : slab); };
+    const int64_t next = next_row(slab + kSlab), second = next_row(slab + kSlab + kRowsTogether);
+    const auto start = [&](Slab<Chunk>& rows, const uint8_t* at, uint8_t* copy) {
+      rows.ahead = at + next;
+      rows.first_end = at + next + kRowsTogether * cache.row_bytes;
+      rows.second = at + second;
       for (int first = 0; first < count; first += kRowsTogether) {
-        cache.load(rows + row_of(slab + first), std::min(kRowsTogether, count - first),
-                   to + first * dim);
-      }
-      std::fill(to + count * dim, to + num_keys * dim, 0.0f);
-      // The next slab is in memory, often in another page, which no hardware follows.
-      for (int64_t next = slab + kSlab; next < std::min(slab + 2 * kSlab, end);
-           next += kRowsTogether) {
-        const uint8_t* row = rows + row_of(next);
-        for (int64_t at = 0; at < kRowsTogether * cache.row_bytes; at += 64) {
-          __builtin_prefetch(row + at);
-        }
+        const uint8_t*& from = rows.rows[first / kRowsTogether];
+        from = at + row_of(slab + first);
+        const int64_t bytes = std::min(kRowsTogether, count - first) * cache.row_bytes;
+        const int64_t all_bytes = kRowsTogether * cache.row_bytes;
+        if (bytes == all_bytes) continue;
+        // Slots past the end may hold another sequence's leftovers, and those infinity: zeros.
+        std::copy_n(from, bytes, copy);
+        std::fill_n(copy + bytes, all_bytes - bytes, 0);
+        from = copy;
       }
     };
+    start(keys, key_rows, last_rows);
+    start(values, value_rows, last_rows + kRowsTogether * cache.row_bytes);
     // One vector or two of queries and outputs at a time, which the first-level cache holds.
     for (int32_t i = 0; i < num_vectors; i += 2) {
-      const auto attend_vectors = [&]<int n>() {
+      const auto attend_vectors = [&]<int n>(auto& keys, auto& values) {
         alignas(64) float scores[n * kSlab * Simd::kLanes], keep[n * Simd::kLanes];
-        if (i == 0) convert(key_rows, keys);
         score_keys<n>(queries + int64_t{i} * dim * Simd::kLanes, keys, num_keys, dim, scores);
         for (int32_t v = 0; v < n; ++v) {
           const int32_t lane = (i + v) * Simd::kLanes;
           update_softmax(scores + v * kSlab * Simd::kLanes, num_keys, slab, first_position,
                          positions + lane, out.max + lane, out.sum + lane, keep + v * Simd::kLanes);
         }
-        if (i == 0) convert(value_rows, values);
         add_values<n>(scores, keep, values, num_keys, dim,
                       out.out + int64_t{i} * dim * Simd::kLanes);
       };
-      if (num_vectors - i >= 2) {
-        attend_vectors.template operator()<2>();
+      const auto attend_slab = [&](auto& keys, auto& values) {
+        if (num_vectors - i >= 2) {
+          attend_vectors.template operator()<2>(keys, values);
+        } else {
+          attend_vectors.template operator()<1>(keys, values);
+        }
+      };
+      if (i == 0) {
+        attend_slab(keys, values);
       } else {
-        attend_vectors.template operator()<1>();
+        ConvertedSlab keys_again{keys.floats}, values_again{values.floats};
+        attend_slab(keys_again, values_again);
       }
     }
   }
@@ -286,7 +211,7 @@ void fold(const State& total, const State& part, int64_t num_vectors, int64_t di
     const int64_t lane = i * Simd::kLanes;
     const Simd::F old_max = Simd::load(total.max + lane), part_max = Simd::load(part.max + lane);
     const Simd::F max = Simd::max(old_max, part_max);
-    const Simd::F keep = exp(Simd::sub(old_max, max)), gain = exp(Simd::sub(part_max, max));
+    const Simd::F keep = exp2(Simd::sub(old_max, max)), gain = exp2(Simd::sub(part_max, max));
     Simd::store(total.max + lane, max);
     Simd::store(total.sum + lane, Simd::fma(Simd::load(part.sum + lane), gain,
                                             Simd::mul(Simd::load(total.sum + lane), keep)));
@@ -333,16 +258,24 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
     std::fill_n(total.out, int64_t{num_vectors(tile)} * shape_.head_dim * Simd::kLanes, 0.0f);
   };
   const int64_t num_partials = first_partial_.back();
+  const auto attend = cache.config.ggml_type == 1 ? &AttentionPlan::attend_partition<F16Chunk>
+                                                  : &AttentionPlan::attend_partition<Q8Chunk>;
+  const auto attend_partition = [&](auto&&... arguments) {
+    (this->*attend)(batch, cache, layer, arguments...);
+  };
 
   if (split_) {
+    int64_t loaded = -1;  // whose queries are in scratch
     team.for_chunks(thread, num_partials * shape_.num_kv_heads, [&](int64_t index) {
       const auto kv_head = static_cast<int32_t>(index / num_partials);
       const auto next =
           std::upper_bound(first_partial_.begin(), first_partial_.end(), index % num_partials);
       const int64_t tile = next - first_partial_.begin() - 1;
-      load_queries(batch, tiles_[tile], kv_head, scale, qkv, scratch, positions);
-      attend_partition(batch, cache, layer, tiles_[tile], kv_head,
-                       index % num_partials - first_partial_[tile], scratch, partial(index));
+      if (std::exchange(loaded, kv_head * num_tiles + tile) != kv_head * num_tiles + tile) {
+        load_queries(batch, tiles_[tile], kv_head, scale, qkv, scratch, positions);
+      }
+      attend_partition(tiles_[tile], kv_head, index % num_partials - first_partial_[tile], scratch,
+                       partial(index));
     });
     team.barrier();
   }
@@ -357,7 +290,7 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
         fold(total, partial(kv_head * num_partials + first_partial_[t] + p), num_vectors(tile),
              shape_.head_dim);
       } else {
-        attend_partition(batch, cache, layer, tile, kv_head, p, scratch, part);
+        attend_partition(tile, kv_head, p, scratch, part);
         fold(total, part, num_vectors(tile), shape_.head_dim);
       }
     }

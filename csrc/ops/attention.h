@@ -4,9 +4,9 @@
 // The query heads that share a KV head, of one or several tokens, are the lanes of the vectors:
 // each key row is converted to float32 once and serves all of them (16 heads in GLM-4-9B).
 //
-// Keys are taken in slabs of kSlab and folded in partitions of kPartition positions, counted from
-// the start of the sequence. The order of every sum thus depends on positions only, so a token's
-// result does not depend on chunking, batching or on how many threads share a long context.
+// Keys are taken in slabs of kSlab and folded in partitions that begin at fixed positions, counted
+// from the start of the sequence. The order of every sum thus depends on positions only, so a
+// token's result does not depend on chunking, batching or on how many threads share a long context.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,7 @@ class AttentionPlan {
   State state(float* at) const;
   void load_queries(const CoreBatch& batch, const AttentionTile& tile, int32_t kv_head, float scale,
                     const float* qkv, float* q, float* positions) const;
+  template <class Chunk>
   void attend_partition(const CoreBatch& batch, const CoreCache& cache, int32_t layer,
                         const AttentionTile& tile, int32_t kv_head, int64_t partition,
                         float* scratch, const State& out) const;

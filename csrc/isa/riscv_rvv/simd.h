@@ -34,6 +34,7 @@ struct FloatVectors : Group<kLmul> {
 
   static F zero() { return Base::splat(0.0f); }
   static S set1(float x) { return {x}; }
+  static S set1_half(uint16_t h) { return {half_to_float(h)}; }
   static void store(float* p, F a) { __riscv_vse32(p, a, kLanes); }
   static F add(F a, F b) { return __riscv_vfadd(a, b, kLanes); }
   static F add(S a, F b) { return __riscv_vfadd(b, a.value, kLanes); }
@@ -52,8 +53,8 @@ struct FloatVectors : Group<kLmul> {
   static F abs(F a) { return __riscv_vfabs(a, kLanes); }
 
   static I round(F a) { return __riscv_vfcvt_x(a, kLanes); }
-  static F exp2_int(I a) {
-    return Base::as_float(__riscv_vsll(__riscv_vadd(a, 127, kLanes), 23, kLanes));
+  static F scale2(F a, I n) {
+    return Base::as_float(__riscv_vadd(Base::as_int(a), __riscv_vsll(n, 23, kLanes), kLanes));
   }
   static F to_float(I a) { return __riscv_vfcvt_f(a, kLanes); }
   static float reduce_add(F a) {

@@ -79,6 +79,7 @@ struct Simd {
   static F load_half(const uint16_t* p) {
     return each<F>([&](int i) { return half_to_float(p[i]); });
   }
+  static F set1_half(uint16_t h) { return set1(half_to_float(h)); }
   static void store_half(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i]);
   }
@@ -88,8 +89,10 @@ struct Simd {
   static I round(F a) {
     return each<I>([&](int i) { return std::lrintf(a.v[i]); });
   }
-  static F exp2_int(I a) {
-    return each<F>([&](int i) { return std::bit_cast<float>((a.v[i] + 127) << 23); });
+  static F scale2(F a, I n) {
+    return each<F>([&](int i) {
+      return std::bit_cast<float>(std::bit_cast<int32_t>(a.v[i]) + (n.v[i] << 23));
+    });
   }
   static F to_float(I a) {
     return each<F>([&](int i) { return a.v[i]; });

@@ -46,6 +46,9 @@ struct Simd {
   static F load_half(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  static F set1_half(uint16_t h) {
+    return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(h)));
+  }
   static void store_half(uint16_t* p, F a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -55,8 +58,8 @@ struct Simd {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
   }
   static I round(F a) { return _mm256_cvtps_epi32(a); }
-  static F exp2_int(I a) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(a, iset1(127)), 23));
+  static F scale2(F a, I n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(n, 23)));
   }
   static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
   static float reduce_add(F a) {

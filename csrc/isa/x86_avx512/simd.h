@@ -47,6 +47,9 @@ struct Simd {
   static F load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static F set1_half(uint16_t h) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(h)));
+  }
   static void store_half(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -56,8 +59,8 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
   }
   static I round(F a) { return _mm512_cvtps_epi32(a); }
-  static F exp2_int(I a) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(a, iset1(127)), 23));
+  static F scale2(F a, I n) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(n, 23)));
   }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
