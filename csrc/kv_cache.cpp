@@ -10,17 +10,19 @@
 #include "isa/simd.h"
 #include "unroll.h"
 
+using rillm::F16Chunk;
+using rillm::Q8Chunk;
 using rillm::Simd;
 
 namespace {
 constexpr int32_t kF16 = 1;
-constexpr int kQ8Block = 32, kQ8Bytes = 34;  // GGUF Q8_0: binary16 d, 32 int8
+constexpr int kChunk = 32;
 }  // namespace
 
 CoreCache::CoreCache(const CoreCacheConfig& cache) : config(cache) {
-  row_bytes =
-      config.ggml_type == kF16 ? 2 * config.head_dim : config.head_dim / kQ8Block * kQ8Bytes;
-  const int64_t plane_bytes = int64_t{config.num_kv_heads} * config.block_size * row_bytes;
+  const bool is_half = config.ggml_type == kF16;
+  row_bytes = config.head_dim / kChunk * (is_half ? F16Chunk::kBytes : Q8Chunk::kBytes);
+  plane_bytes = int64_t{config.num_kv_heads} * config.block_size * row_bytes;
   // abi.cpp bounds the shape of a plane; with layers and blocks the product may overflow.
   constexpr int64_t kMaxBytes = int64_t{1} << 46;
   const int64_t num_planes = int64_t{2} * config.num_layers;
@@ -36,13 +38,13 @@ void CoreCache::store(const float* values, uint8_t* row) const {
     }
     return;
   }
-  for (int i = 0; i < config.head_dim; i += kQ8Block, row += kQ8Bytes, values += kQ8Block) {
+  for (int i = 0; i < config.head_dim; i += kChunk, row += Q8Chunk::kBytes, values += kChunk) {
     float max = 0.0f;
-    for (int k = 0; k < kQ8Block; ++k) max = std::fmax(max, std::fabs(values[k]));
+    for (int k = 0; k < kChunk; ++k) max = std::fmax(max, std::fabs(values[k]));
     const uint16_t d = rillm::float_to_half(max / 127.0f);
     const float inverse = max > 0.0f ? 127.0f / max : 0.0f;
     std::memcpy(row, &d, 2);
-    for (int k = 0; k < kQ8Block; ++k) {
+    for (int k = 0; k < kChunk; ++k) {
       row[2 + k] = static_cast<uint8_t>(static_cast<int8_t>(std::lrintf(values[k] * inverse)));
     }
   }

@@ -52,13 +52,13 @@ struct CoreCache {
   uint8_t* row(int32_t layer, bool value, int64_t slot, int32_t head) const {
     const int64_t block = slot / config.block_size, position = slot % config.block_size;
     const int64_t plane = int64_t{2} * layer + value;
-    return this->block(block) + plane * (block_bytes / (2 * config.num_layers)) +
+    return this->block(block) + plane * plane_bytes +
            (head * config.block_size + position) * row_bytes;
   }
   uint8_t* block(int64_t index) const { return memory.data() + index * block_bytes; }
   void store(const float* values, uint8_t* row) const;  // [head_dim] -> one row
 
   CoreCacheConfig config;
-  int64_t row_bytes, block_bytes;
+  int64_t row_bytes, plane_bytes, block_bytes;  // plane: keys or values of a layer in a block
   rillm::Memory memory;
 };
