@@ -75,8 +75,11 @@
 //        += factor * (sum of the sums), or =; to_int16(I)->S
 //     P        one of the kParts parts of an F: pmul pfma(P, float or P, P) pfnma(a,b,c) = c - a*b
 //        pload(P in memory) padd(P in memory, a, b): += a * b
-//     to_float<part>(S or T) sum_to_float<part>(S, S) products_to_float<part>(S, int, S, int)
-//     wstore(bytes, W) wsub(W, code) wsra<n> (of int8) wmacc(a, x, b) = a + x * b
+//     sum_packed<codes, first>(start, q, strip)->S: start + a run from packed codes, where
+//        packed_columns(codes) is not 0
+//     ScaleCodes   kRows scale codes, set_scales(ScaleCodes or S, I)
+//     to_float<part>(S or T or ScaleCodes) sum_to_float<part>(S, S) products_to_float<part>(S, int,
+//     S, int) wstore(bytes, W) wsub(W, code) wsra<n> (of int8) wmacc(a, x, b) = a + x * b
 //
 // load/store take any alignment. Arithmetic is IEEE float32 and the same in every lane, so which
 // lane or tile a row is in never changes its bits. fma is fused where the ISA has it.

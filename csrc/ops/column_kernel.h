@@ -60,8 +60,9 @@ struct QuantizedKernel {
     using Reader::Reader;
 
     struct Sub {
+      explicit Sub(const PackedScales& of) : block(of) {}
       const PackedScales& block;
-      Tile::S scale, min;
+      std::conditional_t<kIntegerScales, Tile::S, Tile::ScaleCodes> scale, min;
       template <int i>
       Tile::P factor() const {
         if constexpr (!kHasCodes) return Tile::pload(block.d().part[i]);
@@ -77,10 +78,10 @@ struct QuantizedKernel {
       }
     };
     RILLM_INLINE Sub sub(int index) const {
-      Sub sub = {*this, {}, {}};
-      if constexpr (kHasCodes) sub.scale = Tile::to_int16(Reader::scale_code(index));
+      Sub sub{*this};
+      if constexpr (kHasCodes) Tile::set_scales(sub.scale, Reader::scale_code(index));
       if constexpr (kHasCodes && Reader::kHasMin) {
-        sub.min = Tile::to_int16(Reader::min_code(index));
+        Tile::set_scales(sub.min, Reader::min_code(index));
       }
       return sub;
     }
@@ -142,17 +143,14 @@ struct QuantizedKernel {
     });
     asm volatile("" : "+r"(y));  // one pointer, not one for each part that is kept on the stack
     unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-      Tile::P strip[n];
-      unroll<n>([&](auto token) RILLM_INLINE { strip[token] = to_float(token, part); });
-      const Tile::P factor = sub.template factor<part>();
-      Tile::P constant;
-      if constexpr (Reader::kHasMin) constant = sub.template constant<part>(factor);
       unroll<n>([&](auto token) RILLM_INLINE {
-        strip[token] = Tile::pmul(strip[token], factor);
+        Tile::P strip = to_float(token, part);
+        const Tile::P factor = sub.template factor<part>();
+        strip = Tile::pmul(strip, factor);
         if constexpr (Reader::kHasMin) {
-          strip[token] = Tile::pfma(constant, sum[token], strip[token]);
+          strip = Tile::pfma(sub.template constant<part>(factor), sum[token], strip);
         }
-        Tile::padd(y[token].part[part], strip[token], d[token]);
+        Tile::padd(y[token].part[part], strip, d[token]);
       });
     });
   }

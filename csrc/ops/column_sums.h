@@ -78,6 +78,11 @@ struct ColumnSums {
   // One token: the integer sums of the run that begins at column `first`, from packed codes.
   template <int first>
   RILLM_INLINE static Tile::S sum_packed(const Activations& x, const uint8_t* strip) {
+    if constexpr (packed_columns(codes) > 0) {
+      static_assert(packed_columns(codes) == kRun);
+      const int start = kUnsigned ? -kCentre * x.sum(0, first, kRun) : 0;
+      return Tile::template sum_packed<codes, first>(start, x.q, strip);
+    }
     Tile::Run run = kUnsigned ? Tile::Run(x.q + first, -kCentre * x.sum(0, first, kRun))
                               : Tile::Run(x.q + first);
     unroll<count_steps()>([&](auto step) RILLM_INLINE {

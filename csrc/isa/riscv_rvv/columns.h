@@ -161,8 +161,8 @@ struct ColumnTile {
   using W = RILLM_VECTOR(vuint8m4_t, 32);
 
   // A column of a tile is one group of bytes; S, its int16 sums, a group of twice the size; and
-  // Wide, int32 sums of kWides parts of the rows. Operations are on m4 groups at most: only what
-  // widens writes m8.
+  // Wide, int32 sums of kWides parts of the rows; as many rows' floats are a Part. Bytes are
+  // unpacked in m4 groups; only what is wider fills m8.
 #if __riscv_v_fixed_vlen < 512
 #define RILLM_BYTES_M "m4"
 #define RILLM_B(name) name##m4
@@ -201,7 +201,11 @@ struct ColumnTile {
 #endif
   static constexpr int kWides = 4 * kRows / static_cast<int>(sizeof(Wide));
   static constexpr int kWideRows = kRows / kWides;
+#if defined(__riscv_xtheadvector) || __riscv_v_fixed_vlen >= 1024
   using Part = Group<4>;
+#else
+  using Part = Group<8>;
+#endif
   static constexpr int kLanes = Part::kLanes;
   static constexpr int kParts = kRows / kLanes;
   struct S {  // in a struct: a template's argument loses the attribute that fixes the length
