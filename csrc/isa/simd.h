@@ -70,7 +70,8 @@
 //        kMaxStored tokens; may read kSlack bytes beyond them
 //     sum_stored_pair<first>(S (&sums)[2], q, bytes): for one token, columns first .. first + 7 and
 //        first + 8 .. first + 15
-//     sum_bytes(T, q, bytes): 32 columns of int8, for one token
+//     add_bytes(n, bytes, q, d, factors, y): y[token] += d[token] * factors * (sum of 32 columns of
+//        int8 * q), for n tokens
 //     add_product<i, sets>(Wide, S factor, const S (&sums)[1 or 2]): in the rows of Wide i,
 //        += factor * (sum of the sums), or =; to_int16(I)->S
 //     P        one of the kParts parts of an F: pmul pfma(P, float or P, P) pfnma(a,b,c) = c - a*b

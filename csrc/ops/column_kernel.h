@@ -89,8 +89,9 @@ struct QuantizedKernel {
 
   // The same, unpacked once for many tokens.
   struct UnpackedScales {
-    explicit UnpackedScales(const PackedScales& packed) : d_(packed.d()) {
-      if constexpr (Reader::kHasMin) m_ = packed.m();
+    explicit UnpackedScales(const PackedScales& packed) {
+      if constexpr (kIntegerScales) d_ = packed.d();
+      if constexpr (kIntegerScales && Reader::kHasMin) m_ = packed.m();
       unroll<kStrips * kSubs>([&](auto i) RILLM_INLINE {
         const auto from = packed.sub(i);
         if constexpr (kIntegerScales) {
@@ -200,29 +201,20 @@ struct QuantizedKernel {
     });
   }
 
-  // The same for a strip of one scale: sum_run(run, sums) gives the integer sums of a run, or of
-  // all columns for bytes.
+  // The same for a strip of one scale: sum_run(run, sums) gives the integer sums of a run.
   template <int n, class Scale, class SumRun>
   RILLM_INLINE static void add_tokens(const Scale& scale, int strip, SumRun&& sum_run,
                                       const Activations& x, Tile::F* y) {
-    if constexpr (kBytes) {
-      Tile::T sums;
-      sum_run(0, sums);
-      const auto to_float = [&](auto, auto part)
-                                RILLM_INLINE { return Tile::template to_float<part>(sums); };
-      add_scaled<n>(scale.sub(strip), x, to_float, y);
-    } else {
-      Tile::S sums[kRuns][n];
-      unroll<kRuns>([&](auto run) RILLM_INLINE { sum_run(run, sums[run]); });
-      const auto to_float = [&](auto token, auto part) RILLM_INLINE {
-        if constexpr (kRuns == 1) {
-          return Tile::template to_float<part>(sums[0][token]);
-        } else {
-          return Tile::template sum_to_float<part>(sums[0][token], sums[1][token]);
-        }
-      };
-      add_scaled<n>(scale.sub(strip), x, to_float, y);
-    }
+    Tile::S sums[kRuns][n];
+    unroll<kRuns>([&](auto run) RILLM_INLINE { sum_run(run, sums[run]); });
+    const auto to_float = [&](auto token, auto part) RILLM_INLINE {
+      if constexpr (kRuns == 1) {
+        return Tile::template to_float<part>(sums[0][token]);
+      } else {
+        return Tile::template sum_to_float<part>(sums[0][token], sums[1][token]);
+      }
+    };
+    add_scaled<n>(scale.sub(strip), x, to_float, y);
   }
 
   static void run_alone(const uint8_t* data, const uint8_t* activations, int64_t num_blocks,
@@ -237,7 +229,10 @@ struct QuantizedKernel {
         prefetch_next<strip_bytes(codes)>(data);
         const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip,
                                4};
-        if constexpr (kIntegerScales) {
+        if constexpr (kBytes) {
+          static_assert(!kHasCodes || codes == Codes::Lut4);
+          Tile::add_bytes(1, data, x.q, x.ds(), scale.d(), &y);
+        } else if constexpr (kIntegerScales) {
           const auto sum_sub = [&](auto sub, auto& sums) RILLM_INLINE {
             unroll<kRuns>([&](auto run) RILLM_INLINE {
               sums[run] = Sums::template sum_packed<(sub * kRuns + run) * kRun>(x, data);
@@ -246,11 +241,7 @@ struct QuantizedKernel {
           add_integer<kRuns>(scale, strip, sum_sub, x, &block_sums, &y);
         } else {
           const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-            if constexpr (kBytes) {
-              Tile::sum_bytes(sums, x.q, data);
-            } else {
-              sums[0] = Sums::template sum_packed<run * kRun>(x, data);
-            }
+            sums[0] = Sums::template sum_packed<run * kRun>(x, data);
           };
           add_tokens<1>(scale, strip, sum_run, x, &y);
         }
@@ -281,6 +272,12 @@ struct QuantizedKernel {
       });
       from = buffer;
     }
+    if constexpr (kBytes) {
+      const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip * n,
+                             4 * n};
+      Tile::add_bytes(n, from, x.q, x.ds(), scale.sub(strip).factors, y);
+      return;
+    }
     const UnpackedScales* scales_of_block = &scale;
     const auto* q = reinterpret_cast<const int8_t*>(activations);
     const uint8_t* numbers = activations + kStrip * n;
@@ -297,11 +294,7 @@ struct QuantizedKernel {
         add_integer<2>(*scales_of_block, strip, sum_sub, x, block_sums, y);
       } else {
         const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-          if constexpr (kBytes) {
-            Tile::sum_bytes(sums, x.q, from);
-          } else {
-            Sums::template sum_stored<run * kRun>(x, from, sums);
-          }
+          Sums::template sum_stored<run * kRun>(x, from, sums);
         };
         add_tokens<kTokens>(*scales_of_block, strip, sum_run, x, y);
       }

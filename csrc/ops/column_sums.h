@@ -22,6 +22,7 @@ struct Activations {
   int64_t stride;  // bytes between a token's numbers
 
   float d(int token) const { return read<float>(token, 0); }
+  const float* ds() const { return reinterpret_cast<const float*>(numbers); }
   // The sum of activations first .. first + count - 1: a half of the strip, or all of it.
   int32_t sum(int token, int first, int count) const {
     return read<int32_t>(token, count == kStrip ? 3 : 1 + first / 16);

@@ -29,9 +29,6 @@ struct RowTile : ColumnTile {
   }
 #endif
 
-  struct F {
-    Part::F32 part[kParts];
-  };
   struct Scalar {
     float value;
   };

@@ -170,6 +170,19 @@ struct Tile : RowTile {
     });
   }
 
+  // y[token] += d[token] * factors * (sum of 32 columns of bytes * activations), for n tokens:
+  // q is [n][32].
+  RILLM_INLINE static void add_bytes(int n, const uint8_t* codes, const int8_t* q, const float* d,
+                                     const F& factors, F* y) {
+#pragma GCC unroll 1
+    for (int token = 0; token < n; ++token, q += 32) {
+      T sums;
+      sum_bytes(sums, q, codes);
+      unroll<kParts>([&](auto i) RILLM_INLINE {
+        padd(y[token].part[i], pmul(to_float<i>(sums), pload(factors.part[i])), d[token]);
+      });
+    }
+  }
   // The sums of 32 columns of bytes, for one token; int16 holds the products of a pair.
   RILLM_INLINE static void sum_bytes(T& sums, const int8_t* q, const uint8_t* codes) {
     const int64_t vl = kRows, half = kWideRows;
