@@ -252,32 +252,11 @@ struct QuantizedKernel {
     }
   }
 
-  // Adds one strip of the tile times n tokens to their sums.
+  // Adds one strip of stored codes times n tokens to their sums.
   template <int n>
-  RILLM_INLINE static void add_strip(const uint8_t* data, const UnpackedScales& scale, int strip,
-                                     const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
+  RILLM_INLINE static void add_stored(const uint8_t* from, const UnpackedScales& scale, int strip,
+                                      const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
     constexpr int kTokens = std::min(n, kDotTokens);
-    alignas(64) uint8_t buffer[kUnits * kUnitBytes + Tile::kSlack];
-    const uint8_t* from = data;
-    if constexpr (codes != Codes::I8) {
-      constexpr int kStep = std::min(kUnits, 4);
-      unroll<kUnits / kStep>([&](auto step) RILLM_INLINE {
-        Tile::W w[kStep];
-        unroll<kStep>([&](auto i)
-                          RILLM_INLINE { w[i] = unpack_unit<codes, step * kStep + i>(data); });
-        unroll<kStep>([&](auto i) RILLM_INLINE {
-          if constexpr (Sums::kUnsigned) w[i] = Tile::wsub(w[i], kCentre);
-          Tile::wstore(buffer + (step * kStep + i) * kUnitBytes, w[i]);
-        });
-      });
-      from = buffer;
-    }
-    if constexpr (kBytes) {
-      const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip * n,
-                             4 * n};
-      Tile::add_bytes(n, from, x.q, x.ds(), scale.sub(strip).factors, y);
-      return;
-    }
     const UnpackedScales* scales_of_block = &scale;
     const auto* q = reinterpret_cast<const int8_t*>(activations);
     const uint8_t* numbers = activations + kStrip * n;
@@ -302,6 +281,34 @@ struct QuantizedKernel {
       numbers += 4 * kTokens;
       block_sums += kTokens;
       y += kTokens;
+    }
+  }
+
+  // Adds one strip of the tile times n tokens to their sums.
+  template <int n>
+  RILLM_INLINE static void add_strip(const uint8_t* data, const UnpackedScales& scale, int strip,
+                                     const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
+    alignas(64) uint8_t buffer[kUnits * kUnitBytes + Tile::kSlack];
+    const uint8_t* from = data;
+    if constexpr (codes != Codes::I8) {
+      constexpr int kStep = std::min(kUnits, 4);
+      unroll<kUnits / kStep>([&](auto step) RILLM_INLINE {
+        Tile::W w[kStep];
+        unroll<kStep>([&](auto i)
+                          RILLM_INLINE { w[i] = unpack_unit<codes, step * kStep + i>(data); });
+        unroll<kStep>([&](auto i) RILLM_INLINE {
+          if constexpr (Sums::kUnsigned) w[i] = Tile::wsub(w[i], kCentre);
+          Tile::wstore(buffer + (step * kStep + i) * kUnitBytes, w[i]);
+        });
+      });
+      from = buffer;
+    }
+    if constexpr (kBytes) {
+      const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip * n,
+                             4 * n};
+      Tile::add_bytes(n, from, x.q, x.ds(), scale.sub(strip).factors, y);
+    } else {
+      add_stored<n>(from, scale, strip, activations, block_sums, y);
     }
   }
 
