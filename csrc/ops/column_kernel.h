@@ -207,8 +207,13 @@ struct QuantizedKernel {
                                       const Activations& x, Tile::F* y) {
     Tile::S sums[kRuns][n];
     unroll<kRuns>([&](auto run) RILLM_INLINE { sum_run(run, sums[run]); });
+    constexpr bool kAtOnce = n == 1 && kRuns == 1 && Tile::kFloatsAtOnce;
+    Tile::P floats[Tile::kParts];
+    if constexpr (kAtOnce) Tile::to_floats(sums[0][0], floats);
     const auto to_float = [&](auto token, auto part) RILLM_INLINE {
-      if constexpr (kRuns == 1) {
+      if constexpr (kAtOnce) {
+        return floats[part];
+      } else if constexpr (kRuns == 1) {
         return Tile::template to_float<part>(sums[0][token]);
       } else {
         return Tile::template sum_to_float<part>(sums[0][token], sums[1][token]);

@@ -150,6 +150,8 @@ struct RowTile : ColumnTile {
 
   // One part of the lanes at a time: a whole F may fill half of the registers.
   using P = Part::F32;
+  static constexpr bool kFloatsAtOnce = false;
+  static void to_floats(const S&, P (&)[kParts]);  // where it is true
   template <int i>
   static P to_float(const S& a) {
     return __riscv_vfwcvt_f(wide_of<i>(a), kLanes);

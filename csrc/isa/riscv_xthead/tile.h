@@ -224,6 +224,19 @@ struct Tile : RowTile {
         : [out] "=&vr"(out) : [vl] "r"(vl), [from] "vr"(a.rows), [part] "i"(i) : "vl", "vtype");
     return out;
   }
+  static constexpr bool kFloatsAtOnce = true;
+  // All parts: one vsetvli for them.
+  static void to_floats(const S& a, P (&out)[4]) {
+    vfloat32m4_t p0, p1, p2, p3;
+    const int64_t vl = kLanes;
+#define RILLM_TH_FLOAT(i) "\n\trillm_part \"th.vfwcvt.f.x.v %[p" #i "]\", %[from], " #i
+    asm("th.vsetvli zero,%[vl],e16,m2" RILLM_TH_FLOAT(0) RILLM_TH_FLOAT(1) RILLM_TH_FLOAT(2)
+        RILLM_TH_FLOAT(3)
+        : [p0] "=&vr"(p0), [p1] "=&vr"(p1), [p2] "=&vr"(p2), [p3] "=&vr"(p3)
+        : [vl] "r"(vl), [from] "vr"(a.rows) : "vl", "vtype");
+#undef RILLM_TH_FLOAT
+    out[0] = p0, out[1] = p1, out[2] = p2, out[3] = p3;
+  }
   // Bytes in memory: int16 groups would not all find registers.
   struct ScaleCodes {
     uint8_t bytes[kRows];
