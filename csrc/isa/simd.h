@@ -79,8 +79,10 @@
 //     sum_packed<codes, first>(start, q, strip)->S: start + a run from packed codes, where
 //        packed_columns(codes) is not 0
 //     ScaleCodes   kRows scale codes, set_scales(ScaleCodes or S, I)
-//     to_float<part>(S or T or ScaleCodes) sum_to_float<part>(S, S) products_to_float<part>(S, int,
-//     S, int) wstore(bytes, W) wsub(W, code) wsra<n> (of int8) wmacc(a, x, b) = a + x * b
+//     to_float<part>(S or T or ScaleCodes) sum_to_float<part>(S, S)
+//     products_to_float<part>(S, int, S, int)
+//     kFloatsAtOnce: to_floats(S, P (&)[kParts]) gives all parts cheaper than one by one
+//     wstore(bytes, W) wsub(W, code) wsra<n> (of int8) wmacc(a, x, b) = a + x * b
 //
 // load/store take any alignment. Arithmetic is IEEE float32 and the same in every lane, so which
 // lane or tile a row is in never changes its bits. fma is fused where the ISA has it.
