@@ -5,13 +5,14 @@
 
 Emulated time says nothing about a vector unit; the number of instructions that a token takes is
 exact and can be compared. The emulator's plugin (count_plugin.c, compiled here) counts the whole
-process; a figure is the difference of two runs that differ in their number of equal steps only,
-divided by the tokens in between, so that loading cancels out.
+process. Ours says where its steps begin and end. Of llama-bench a figure is the difference of two
+runs that differ in their number of equal steps only, so that loading cancels out.
 
 --build       a RISC-V build with its variants (cmake --toolchain cmake/riscv64-*.cmake)
---qemu        qemu-riscv64 with plugins: QEMU 8.2 or newer, configured with --enable-plugins
+--qemu        qemu-riscv64 with plugins: QEMU 9 or newer, configured with --enable-plugins
               (--target-list=riscv64-linux-user). Distributions' static ones have none.
 --qemu-source folder of its qemu-plugin.h (include/qemu in QEMU's sources)
+--old-qemu, --old-qemu-source  the same of QEMU 5.2, for --vlens xthead (RVV 0.7.1)
 --root        a riscv64 root with python3 (no packages needed)
 --models      a folder that keeps the models from one run to the next (optional)
 --llama-root  a riscv64 root with llama-bench (optional)
@@ -28,6 +29,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rillm.core import load_core
@@ -49,28 +51,47 @@ class Emulator:
     plugin: Path
     folder: Path
 
-    @property
+    @classmethod
+    def compile(cls, qemu: Path, source: Path, folder: Path) -> Emulator:
+        """With the plugin for `qemu`, whose qemu-plugin.h is in `source`; both are tried."""
+        glib = subprocess.run(
+            ["pkg-config", "--cflags", "glib-2.0"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        plugin = folder / "count_plugin.so"
+        subprocess.run(
+            [
+                os.environ.get("CC", "cc"), "-O2", "-shared", "-fPIC",
+                f"-I{source}", *glib, "-o", plugin, HERE / "count_plugin.c",
+            ],
+            check=True,
+        )  # fmt: skip
+        emulator = cls(qemu, plugin, folder)
+        emulator.check()
+        return emulator
+
+    @cached_property
     def version(self) -> str:
         """What `--version` says first."""
         run = subprocess.run([self.qemu, "--version"], capture_output=True, text=True, check=True)
         return run.stdout.splitlines()[0]
 
-    def count(self, vlen: int, root: Path | None, command: Sequence[str]) -> tuple[int, str]:
-        """Instructions that the command took, and what it printed."""
+    def count(self, cpu: str, root: Path | None, command: Sequence[str]) -> tuple[list[int], str]:
+        """Instructions up to each mark and to the command's end, and what it printed."""
         out = self.folder / "count"
         out.unlink(missing_ok=True)
-        cpu = f"rv64,v=true,vlen={vlen},zvfh=true,zfh=true,zba=true,zbb=true,zicbop=true"
+        argument = f"arg=out={out}" if " 5." in self.version else f"out={out}"
         arguments = [str(self.qemu), "-cpu", cpu, *(["-L", str(root)] if root else [])]
-        arguments += ["-plugin", f"{self.plugin},out={out}", *command]
-        # Python starts the same way each time only with a fixed seed.
+        arguments += ["-plugin", f"{self.plugin},{argument}", *command]
+        # Python compiles its library once, and with a fixed seed it always takes the same way.
         environment = os.environ | {"PYTHONHASHSEED": "0"}
+        environment |= {"PYTHONPYCACHEPREFIX": str(self.folder), "PYTHONDONTWRITEBYTECODE": ""}
         run = subprocess.run(
             arguments, capture_output=True, text=True, check=False, env=environment
         )
         if run.returncode != 0:
             last = (run.stderr.strip() or run.stdout.strip()).splitlines()[-1:]
             raise RuntimeError(f"exit status {run.returncode}: {''.join(last)}")
-        return int(out.read_text()), run.stdout
+        return [int(line) for line in out.read_text().splitlines()], run.stdout
 
     def check(self) -> None:
         """Two programs whose difference is known: 1,000,000 turns of a loop of 2 instructions."""
@@ -79,7 +100,7 @@ class Emulator:
             program = self.folder / f"loop{turns}"
             program.write_bytes(loop_program(turns))
             program.chmod(0o755)
-            counts.append(self.count(128, None, [str(program)])[0])
+            counts += self.count("rv64", None, [str(program)])[0]
         if counts[1] - counts[0] != 2_000_000:
             raise SystemExit(f"the plugin counts {counts} for loops of 2 and 4 M instructions")
 
@@ -107,45 +128,76 @@ def loop_program(turns: int) -> bytes:
     return b"".join(numbers) + text
 
 
+@dataclass(frozen=True)
+class Target:
+    """A vector unit: the CPU that the emulator plays, and the variant for it."""
+
+    emulator: Emulator
+    cpu: str
+    vlen: int
+    library: Path
+
+    @property
+    def variant(self) -> str:
+        """The name of the library's variant."""
+        return self.library.stem.removeprefix("librillm_")
+
+
+def find_target(name: str, emulators: dict[str, Emulator], build: Path) -> Target:
+    """The target called `name` in --vlens."""
+    if name == "xthead":
+        if name not in emulators:
+            raise SystemExit("--vlens xthead needs --old-qemu and --old-qemu-source")
+        cpu = "rv64,x-v=true,vext_spec=v0.7.1,vlen=128"
+        return Target(emulators[name], cpu, 128, build / "librillm_riscv_xthead.so")
+    cpu = f"rv64,v=true,vlen={name},zvfh=true,zfh=true,zba=true,zbb=true,zicbop=true"
+    library = build / f"librillm_riscv_rvv{name}_f16.so"
+    return Target(emulators["rvv"], cpu, int(name), library)
+
+
 def measure(
-    emulator: Emulator,
-    arguments: argparse.Namespace,
-    path: Path,
-    packed: Path,
-    vlen: int,
-    tokens: int,
+    target: Target, arguments: argparse.Namespace, path: Path, packed: Path, tokens: int
 ) -> dict[str, tuple[float, str]]:
     """Engine -> (instructions a token, variant or error) for a prompt or, tokens = 1, decoding.
 
     `packed`: the file of `path` with its tiles as the variant wants them, which loads sooner.
     """
 
-    def ours(steps: int) -> tuple[int, str]:
+    def ours() -> tuple[float, str]:
         command = [str(arguments.root / "usr/bin/python3"), "-S", str(HERE / "step.py")]
-        command += [str(REPOSITORY / "src"), str(arguments.build), str(packed)]
-        return emulator.count(vlen, arguments.root, [*command, str(tokens), str(steps)])
+        command += [str(REPOSITORY / "src"), str(target.library), str(packed), str(tokens)]
+        steps = 4 if tokens == 1 else 1
+        counts, _ = target.emulator.count(target.cpu, arguments.root, [*command, str(steps)])
+        return (counts[1] - counts[0]) / steps / tokens, target.variant
 
-    def llama(steps: int) -> tuple[int, str]:
-        sizes = ["-p", "0", "-n", str(steps)] if tokens == 1 else ["-p", str(tokens), "-n", "0"]
-        sizes += ["-r", "1" if tokens == 1 else str(steps)]
-        command = [str(arguments.llama_root / "usr/bin/llama-bench"), "-m", str(path), *sizes]
-        return emulator.count(vlen, arguments.llama_root, [*command, "-t", "1", "--no-warmup"])
+    def llama() -> tuple[float, str]:
+        totals = []
+        for steps in (1, 5) if tokens == 1 else (1, 2):
+            sizes = ["-p", "0", "-n", str(steps)] if tokens == 1 else ["-p", str(tokens), "-n", "0"]
+            sizes += ["-r", "1" if tokens == 1 else str(steps)]
+            command = [str(arguments.llama_root / "usr/bin/llama-bench"), "-m", str(path), *sizes]
+            command += ["-t", "1", "--no-warmup"]
+            counts, _ = target.emulator.count(target.cpu, arguments.llama_root, command)
+            totals.append(counts[-1])
+        steps = 4 if tokens == 1 else 1
+        return (totals[1] - totals[0]) / steps / tokens, arguments.llama_name
 
     results = {}
     for name, run in (("rillm", ours), ("llama.cpp", llama)):
         if name == "llama.cpp" and arguments.llama_root is None:
             continue
-        # Ours takes no step before the ones that are counted; llama-bench must.
-        first = 0 if name == "rillm" else 1
-        few, many = (first, first + (4 if tokens == 1 else 1))
         try:
-            (low, _), (high, said) = run(few), run(many)
+            results[name] = run()
         except RuntimeError as error:
             results[name] = (float("nan"), str(error))
-            continue
-        note = said.strip() if name == "rillm" else arguments.llama_name
-        results[name] = ((high - low) / (many - few) / tokens, note)
     return results
+
+
+def record(row: dict[str, str | int | None]) -> None:
+    """Appends a figure to the results."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def main() -> None:
@@ -154,6 +206,8 @@ def main() -> None:
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--qemu", type=Path, required=True)
     parser.add_argument("--qemu-source", type=Path, required=True)
+    parser.add_argument("--old-qemu", type=Path, help="of RVV 0.7.1")
+    parser.add_argument("--old-qemu-source", type=Path)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--llama-root", type=Path)
     parser.add_argument("--llama-name", default="llama.cpp")
@@ -166,50 +220,48 @@ def main() -> None:
         ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False,
         cwd=REPOSITORY,
     ).stdout.strip()  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        plugin = folder / "count_plugin.so"
-        glib = subprocess.run(
-            ["pkg-config", "--cflags", "glib-2.0"], capture_output=True, text=True, check=True
-        ).stdout.split()
-        subprocess.run(
-            [
-                os.environ.get("CC", "cc"), "-O2", "-shared", "-fPIC",
-                f"-I{arguments.qemu_source}", *glib, "-o", plugin, HERE / "count_plugin.c",
-            ],
-            check=True,
-        )  # fmt: skip
-        emulator = Emulator(arguments.qemu, plugin, folder)
-        emulator.check()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        emulators = {}
+        for kind, qemu, source in (
+            ("rvv", arguments.qemu, arguments.qemu_source),
+            ("xthead", arguments.old_qemu, arguments.old_qemu_source),
+        ):
+            if qemu:
+                (folder / kind).mkdir()
+                emulators[kind] = Emulator.compile(qemu, source, folder / kind)
+        targets = {
+            name: find_target(name, emulators, arguments.build)
+            for name in arguments.vlens.split(",")
+        }
         core = load_core()
-        print(f"{emulator.version}, commit {commit}; millions of instructions a token\n")
+        versions = ", ".join(emulator.version for emulator in emulators.values())
+        print(f"{versions}, commit {commit}; millions of instructions a token\n")
         print("| VLEN | format | phase | rillm | llama.cpp | ratio |")
         print("|---|---|---|---|---|---|")
-        RESULTS.parent.mkdir(exist_ok=True)
         for form in arguments.formats.split(","):
             path = (arguments.models or folder) / f"{form}.gguf"
             if not path.exists():
                 mix = MIXES.get(form, form)
                 dummy.write_dummy("glm-4-small", mix, path, core, pure=True)
-            for vlen in map(int, arguments.vlens.split(",")):
+            for name, target in targets.items():
                 packed = folder / "packed.gguf"
                 with core.team(1) as team:
-                    pack(path, packed, core, team, f"riscv_rvv{vlen}")
+                    pack(path, packed, core, team, target.variant)
                 for phase, tokens in (("decode", 1), ("prefill", arguments.prompt)):
-                    found = measure(emulator, arguments, path, packed, vlen, tokens)
-                    with RESULTS.open("a", encoding="utf-8") as file:
-                        for engine, (count, note) in found.items():
-                            row = {
-                                "engine": engine, "format": form, "vlen": vlen, "phase": phase,
-                                "tokens": tokens, "instructions_per_token": round(count)
-                                if count == count else None,
-                                "variant": note, "emulator": emulator.version, "commit": commit,
-                            }  # fmt: skip
-                            file.write(json.dumps(row) + "\n")
+                    found = measure(target, arguments, path, packed, tokens)
+                    for engine, (count, note) in found.items():
+                        known = count == count  # not NaN
+                        record({
+                            "engine": engine, "format": form, "vlen": target.vlen, "phase": phase,
+                            "tokens": tokens,
+                            "instructions_per_token": round(count) if known else None,
+                            "variant": note, "emulator": target.emulator.version, "commit": commit,
+                        })  # fmt: skip
                     mine = found["rillm"][0]
                     peer = found.get("llama.cpp", (float("nan"), ""))[0]
                     print(
-                        f"| {vlen} | {form} | {phase} | {mine / 1e6:.2f} | {peer / 1e6:.2f} "
+                        f"| {name} | {form} | {phase} | {mine / 1e6:.2f} | {peer / 1e6:.2f} "
                         f"| {mine / peer:.3f} |",
                         flush=True,
                     )

@@ -70,12 +70,18 @@
 //        kMaxStored tokens; may read kSlack bytes beyond them
 //     sum_stored_pair<first>(S (&sums)[2], q, bytes): for one token, columns first .. first + 7 and
 //        first + 8 .. first + 15
-//     sum_bytes(T, q, bytes): 32 columns of int8, for one token
+//     add_bytes(n, bytes, q, d, factors, y): y[token] += d[token] * factors * (sum of 32 columns of
+//        int8 * q), for n tokens
 //     add_product<i, sets>(Wide, S factor, const S (&sums)[1 or 2]): in the rows of Wide i,
 //        += factor * (sum of the sums), or =; to_int16(I)->S
 //     P        one of the kParts parts of an F: pmul pfma(P, float or P, P) pfnma(a,b,c) = c - a*b
 //        pload(P in memory) padd(P in memory, a, b): += a * b
-//     to_float<part>(S or T) sum_to_float<part>(S, S) products_to_float<part>(S, int, S, int)
+//     sum_packed<codes, first>(start, q, strip)->S: start + a run from packed codes, where
+//        packed_columns(codes) is not 0
+//     ScaleCodes   kRows scale codes, set_scales(ScaleCodes or S, I)
+//     to_float<part>(S or T or ScaleCodes) sum_to_float<part>(S, S)
+//     products_to_float<part>(S, int, S, int)
+//     kFloatsAtOnce: to_floats(S, P (&)[kParts]) gives all parts cheaper than one by one
 //     wstore(bytes, W) wsub(W, code) wsra<n> (of int8) wmacc(a, x, b) = a + x * b
 //
 // load/store take any alignment. Arithmetic is IEEE float32 and the same in every lane, so which

@@ -60,8 +60,9 @@ struct QuantizedKernel {
     using Reader::Reader;
 
     struct Sub {
+      explicit Sub(const PackedScales& of) : block(of) {}
       const PackedScales& block;
-      Tile::S scale, min;
+      std::conditional_t<kIntegerScales, Tile::S, Tile::ScaleCodes> scale, min;
       template <int i>
       Tile::P factor() const {
         if constexpr (!kHasCodes) return Tile::pload(block.d().part[i]);
@@ -77,10 +78,10 @@ struct QuantizedKernel {
       }
     };
     RILLM_INLINE Sub sub(int index) const {
-      Sub sub = {*this, {}, {}};
-      if constexpr (kHasCodes) sub.scale = Tile::to_int16(Reader::scale_code(index));
+      Sub sub{*this};
+      if constexpr (kHasCodes) Tile::set_scales(sub.scale, Reader::scale_code(index));
       if constexpr (kHasCodes && Reader::kHasMin) {
-        sub.min = Tile::to_int16(Reader::min_code(index));
+        Tile::set_scales(sub.min, Reader::min_code(index));
       }
       return sub;
     }
@@ -88,8 +89,9 @@ struct QuantizedKernel {
 
   // The same, unpacked once for many tokens.
   struct UnpackedScales {
-    explicit UnpackedScales(const PackedScales& packed) : d_(packed.d()) {
-      if constexpr (Reader::kHasMin) m_ = packed.m();
+    explicit UnpackedScales(const PackedScales& packed) {
+      if constexpr (kIntegerScales) d_ = packed.d();
+      if constexpr (kIntegerScales && Reader::kHasMin) m_ = packed.m();
       unroll<kStrips * kSubs>([&](auto i) RILLM_INLINE {
         const auto from = packed.sub(i);
         if constexpr (kIntegerScales) {
@@ -142,17 +144,14 @@ struct QuantizedKernel {
     });
     asm volatile("" : "+r"(y));  // one pointer, not one for each part that is kept on the stack
     unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-      Tile::P strip[n];
-      unroll<n>([&](auto token) RILLM_INLINE { strip[token] = to_float(token, part); });
-      const Tile::P factor = sub.template factor<part>();
-      Tile::P constant;
-      if constexpr (Reader::kHasMin) constant = sub.template constant<part>(factor);
       unroll<n>([&](auto token) RILLM_INLINE {
-        strip[token] = Tile::pmul(strip[token], factor);
+        Tile::P strip = to_float(token, part);
+        const Tile::P factor = sub.template factor<part>();
+        strip = Tile::pmul(strip, factor);
         if constexpr (Reader::kHasMin) {
-          strip[token] = Tile::pfma(constant, sum[token], strip[token]);
+          strip = Tile::pfma(sub.template constant<part>(factor), sum[token], strip);
         }
-        Tile::padd(y[token].part[part], strip[token], d[token]);
+        Tile::padd(y[token].part[part], strip, d[token]);
       });
     });
   }
@@ -202,29 +201,25 @@ struct QuantizedKernel {
     });
   }
 
-  // The same for a strip of one scale: sum_run(run, sums) gives the integer sums of a run, or of
-  // all columns for bytes.
+  // The same for a strip of one scale: sum_run(run, sums) gives the integer sums of a run.
   template <int n, class Scale, class SumRun>
   RILLM_INLINE static void add_tokens(const Scale& scale, int strip, SumRun&& sum_run,
                                       const Activations& x, Tile::F* y) {
-    if constexpr (kBytes) {
-      Tile::T sums;
-      sum_run(0, sums);
-      const auto to_float = [&](auto, auto part)
-                                RILLM_INLINE { return Tile::template to_float<part>(sums); };
-      add_scaled<n>(scale.sub(strip), x, to_float, y);
-    } else {
-      Tile::S sums[kRuns][n];
-      unroll<kRuns>([&](auto run) RILLM_INLINE { sum_run(run, sums[run]); });
-      const auto to_float = [&](auto token, auto part) RILLM_INLINE {
-        if constexpr (kRuns == 1) {
-          return Tile::template to_float<part>(sums[0][token]);
-        } else {
-          return Tile::template sum_to_float<part>(sums[0][token], sums[1][token]);
-        }
-      };
-      add_scaled<n>(scale.sub(strip), x, to_float, y);
-    }
+    Tile::S sums[kRuns][n];
+    unroll<kRuns>([&](auto run) RILLM_INLINE { sum_run(run, sums[run]); });
+    constexpr bool kAtOnce = n == 1 && kRuns == 1 && Tile::kFloatsAtOnce;
+    Tile::P floats[Tile::kParts];
+    if constexpr (kAtOnce) Tile::to_floats(sums[0][0], floats);
+    const auto to_float = [&](auto token, auto part) RILLM_INLINE {
+      if constexpr (kAtOnce) {
+        return floats[part];
+      } else if constexpr (kRuns == 1) {
+        return Tile::template to_float<part>(sums[0][token]);
+      } else {
+        return Tile::template sum_to_float<part>(sums[0][token], sums[1][token]);
+      }
+    };
+    add_scaled<n>(scale.sub(strip), x, to_float, y);
   }
 
   static void run_alone(const uint8_t* data, const uint8_t* activations, int64_t num_blocks,
@@ -239,7 +234,10 @@ struct QuantizedKernel {
         prefetch_next<strip_bytes(codes)>(data);
         const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip,
                                4};
-        if constexpr (kIntegerScales) {
+        if constexpr (kBytes) {
+          static_assert(!kHasCodes || codes == Codes::Lut4);
+          Tile::add_bytes(1, data, x.q, x.ds(), scale.d(), &y);
+        } else if constexpr (kIntegerScales) {
           const auto sum_sub = [&](auto sub, auto& sums) RILLM_INLINE {
             unroll<kRuns>([&](auto run) RILLM_INLINE {
               sums[run] = Sums::template sum_packed<(sub * kRuns + run) * kRun>(x, data);
@@ -248,11 +246,7 @@ struct QuantizedKernel {
           add_integer<kRuns>(scale, strip, sum_sub, x, &block_sums, &y);
         } else {
           const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-            if constexpr (kBytes) {
-              Tile::sum_bytes(sums, x.q, data);
-            } else {
-              sums[0] = Sums::template sum_packed<run * kRun>(x, data);
-            }
+            sums[0] = Sums::template sum_packed<run * kRun>(x, data);
           };
           add_tokens<1>(scale, strip, sum_run, x, &y);
         }
@@ -263,26 +257,11 @@ struct QuantizedKernel {
     }
   }
 
-  // Adds one strip of the tile times n tokens to their sums.
+  // Adds one strip of stored codes times n tokens to their sums.
   template <int n>
-  RILLM_INLINE static void add_strip(const uint8_t* data, const UnpackedScales& scale, int strip,
-                                     const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
+  RILLM_INLINE static void add_stored(const uint8_t* from, const UnpackedScales& scale, int strip,
+                                      const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
     constexpr int kTokens = std::min(n, kDotTokens);
-    alignas(64) uint8_t buffer[kUnits * kUnitBytes + Tile::kSlack];
-    const uint8_t* from = data;
-    if constexpr (codes != Codes::I8) {
-      constexpr int kStep = std::min(kUnits, 4);
-      unroll<kUnits / kStep>([&](auto step) RILLM_INLINE {
-        Tile::W w[kStep];
-        unroll<kStep>([&](auto i)
-                          RILLM_INLINE { w[i] = unpack_unit<codes, step * kStep + i>(data); });
-        unroll<kStep>([&](auto i) RILLM_INLINE {
-          if constexpr (Sums::kUnsigned) w[i] = Tile::wsub(w[i], kCentre);
-          Tile::wstore(buffer + (step * kStep + i) * kUnitBytes, w[i]);
-        });
-      });
-      from = buffer;
-    }
     const UnpackedScales* scales_of_block = &scale;
     const auto* q = reinterpret_cast<const int8_t*>(activations);
     const uint8_t* numbers = activations + kStrip * n;
@@ -299,11 +278,7 @@ struct QuantizedKernel {
         add_integer<2>(*scales_of_block, strip, sum_sub, x, block_sums, y);
       } else {
         const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-          if constexpr (kBytes) {
-            Tile::sum_bytes(sums, x.q, from);
-          } else {
-            Sums::template sum_stored<run * kRun>(x, from, sums);
-          }
+          Sums::template sum_stored<run * kRun>(x, from, sums);
         };
         add_tokens<kTokens>(*scales_of_block, strip, sum_run, x, y);
       }
@@ -311,6 +286,34 @@ struct QuantizedKernel {
       numbers += 4 * kTokens;
       block_sums += kTokens;
       y += kTokens;
+    }
+  }
+
+  // Adds one strip of the tile times n tokens to their sums.
+  template <int n>
+  RILLM_INLINE static void add_strip(const uint8_t* data, const UnpackedScales& scale, int strip,
+                                     const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
+    alignas(64) uint8_t buffer[kUnits * kUnitBytes + Tile::kSlack];
+    const uint8_t* from = data;
+    if constexpr (codes != Codes::I8) {
+      constexpr int kStep = std::min(kUnits, 4);
+      unroll<kUnits / kStep>([&](auto step) RILLM_INLINE {
+        Tile::W w[kStep];
+        unroll<kStep>([&](auto i)
+                          RILLM_INLINE { w[i] = unpack_unit<codes, step * kStep + i>(data); });
+        unroll<kStep>([&](auto i) RILLM_INLINE {
+          if constexpr (Sums::kUnsigned) w[i] = Tile::wsub(w[i], kCentre);
+          Tile::wstore(buffer + (step * kStep + i) * kUnitBytes, w[i]);
+        });
+      });
+      from = buffer;
+    }
+    if constexpr (kBytes) {
+      const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip * n,
+                             4 * n};
+      Tile::add_bytes(n, from, x.q, x.ds(), scale.sub(strip).factors, y);
+    } else {
+      add_stored<n>(from, scale, strip, activations, block_sums, y);
     }
   }
 

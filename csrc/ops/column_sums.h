@@ -22,6 +22,7 @@ struct Activations {
   int64_t stride;  // bytes between a token's numbers
 
   float d(int token) const { return read<float>(token, 0); }
+  const float* ds() const { return reinterpret_cast<const float*>(numbers); }
   // The sum of activations first .. first + count - 1: a half of the strip, or all of it.
   int32_t sum(int token, int first, int count) const {
     return read<int32_t>(token, count == kStrip ? 3 : 1 + first / 16);
@@ -78,6 +79,11 @@ struct ColumnSums {
   // One token: the integer sums of the run that begins at column `first`, from packed codes.
   template <int first>
   RILLM_INLINE static Tile::S sum_packed(const Activations& x, const uint8_t* strip) {
+    if constexpr (packed_columns(codes) > 0) {
+      static_assert(packed_columns(codes) == kRun);
+      const int start = kUnsigned ? -kCentre * x.sum(0, first, kRun) : 0;
+      return Tile::template sum_packed<codes, first>(start, x.q, strip);
+    }
     Tile::Run run = kUnsigned ? Tile::Run(x.q + first, -kCentre * x.sum(0, first, kRun))
                               : Tile::Run(x.q + first);
     unroll<count_steps()>([&](auto step) RILLM_INLINE {

@@ -1,5 +1,7 @@
 #include "ops/matmul.h"
 
+#include <algorithm>
+
 #include "ops/matmul_parts.h"
 #ifdef RILLM_COLUMN_TILES
 #include "ops/column_kernel.h"

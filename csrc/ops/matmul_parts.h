@@ -2,8 +2,6 @@
 // include them, and what they define is local to it.
 #pragma once
 
-#include <algorithm>
-
 #include "layouts/planes.h"
 #include "layouts/scales.h"
 #include "ops/matmul.h"
@@ -21,18 +19,23 @@ inline void prefetch(const uint8_t* from, int64_t num_bytes) {
 
 // Stores one token's kRows sums, or the first `rows` of them in the last tile.
 void store_rows(Tile::F sum, const MatmulOutput& out, int64_t token, int64_t row, int64_t rows) {
+  float* y = out.y + token * out.stride + row;
+  const float* residual = out.residual;
+  if (residual != nullptr) residual += token * out.stride + row;
+  const int64_t count = rows - row;
+  if (count >= Tile::kRows) {
+    const auto one = Tile::set1(1.0f);
+    if (out.bias != nullptr) sum = Tile::fma(Tile::load(out.bias + row), one, sum);
+    if (residual != nullptr) sum = Tile::fma(Tile::load(residual), one, sum);
+    return Tile::store(y, sum);
+  }
   alignas(64) float sums[Tile::kRows];
   Tile::store(sums, sum);
-  float* y = out.y + token * out.stride + row;
-  const int64_t count = std::min<int64_t>(Tile::kRows, rows - row);
-  if (out.bias != nullptr) {
-    for (int64_t i = 0; i < count; ++i) sums[i] += out.bias[row + i];
+  for (int64_t i = 0; i < count; ++i) {
+    if (out.bias != nullptr) sums[i] += out.bias[row + i];
+    if (residual != nullptr) sums[i] += residual[i];
+    y[i] = sums[i];
   }
-  if (out.residual != nullptr) {
-    const float* residual = out.residual + token * out.stride + row;
-    for (int64_t i = 0; i < count; ++i) sums[i] += residual[i];
-  }
-  for (int64_t i = 0; i < count; ++i) y[i] = sums[i];
 }
 
 }  // namespace

@@ -118,39 +118,89 @@
   RILLM_DUO(RILLM_MACC, "7", "v15", "v23")
 #endif
 
-// Bytes: the products of pairs of columns, then int32 sums. The codes are in v8..v15.
+// Bytes: the products of pairs of columns, then int32 sums in v0..v7 and, of the other half of the
+// rows, v24..v31. The codes are in v8..v15; p0, p1 .. are the addresses of each 8 registers of them.
+// vsetvli sets vl to all lanes, and y is free where it is. A token's last x is the next one's first.
 #define RILLM_PRODUCT(k, s, r0, r1)                                                     \
-  RILLM_X("y", k "+1") "vwmul.vx " s "," r0 ",%[x]\n\t" RILLM_X("x", k "+2")            \
+  "lb %[y]," k "+1(%[q])\n\tvwmul.vx " s "," r0 ",%[x]\n\t"                             \
+  "lb %[x]," k "+2(%[q])\n\t"                                                           \
   "vwmacc.vx " s ",%[y]," r1 "\n\t"
+#define RILLM_CODES_AT(p) "vl8re8.v v8,(%[" p "])\n\t"
+#define RILLM_INT32(t, s) "vwcvt.x.x.v " t "," s "\n\t"
+#define RILLM_PLUS(t, s) "vwadd.wv " t "," t "," s "\n\t"
+#define RILLM_MULTIPLY_ROUND(k) "vsetvli %[y],zero,e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)
+#define RILLM_ADD_ROUND(op) "vsetvli %[y],zero,e16," RILLM_WIDE_M ",ta,ma\n\t" RILLM_ADDS(op)
+#define RILLM_FIRST_ROUND(k, next) \
+  RILLM_MULTIPLY_ROUND(k) RILLM_CODES_AT(next) RILLM_ADD_ROUND(RILLM_INT32)
+#define RILLM_ROUND(k, next) RILLM_MULTIPLY_ROUND(k) RILLM_CODES_AT(next) RILLM_ADD_ROUND(RILLM_PLUS)
+#define RILLM_LAST_ROUND(k) RILLM_MULTIPLY_ROUND(k) RILLM_ADD_ROUND(RILLM_PLUS)
+#define RILLM_NUMBER(x) RILLM_TEXT(x)
+#define RILLM_TEXT(x) #x
+#define RILLM_8_REGISTERS RILLM_NUMBER(__riscv_v_fixed_vlen)  // their bytes
+#define RILLM_ADDRESS(p, before) "addi %[" p "],%[" before "]," RILLM_8_REGISTERS "\n\t"
+#define RILLM_ADDRESSES_4 \
+  RILLM_ADDRESS("p1", "p0") RILLM_ADDRESS("p2", "p1") RILLM_ADDRESS("p3", "p2")
+#define RILLM_ADDRESSES_8                                                               \
+  RILLM_ADDRESSES_4 RILLM_ADDRESS("p4", "p3") RILLM_ADDRESS("p5", "p4")                 \
+  RILLM_ADDRESS("p6", "p5") RILLM_ADDRESS("p7", "p6")
+#if __riscv_v_fixed_vlen < 1024
+#define RILLM_PART RILLM_8_REGISTERS
+#else
+#define RILLM_PART "512"
+#endif
+// *out += d * factors * sums; out moves on.
+#define RILLM_OUT(store, t)                                                       \
+  "vfmul.vv " t "," t ",v8\n\t" "vfmacc.vf v16,%[d]," t "\n\t" store " v16,(%[out])\n\t" \
+  "addi %[out],%[out]," RILLM_PART "\n\t"
 #if __riscv_v_fixed_vlen < 512
 #define RILLM_PRODUCTS(k) RILLM_PRODUCT(k, "v16", "v8", "v12")
-#define RILLM_ADDS "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t1],%[t1],v20\n\t"
-#define RILLM_ROUNDS(ROUND)                                                             \
-  ROUND("0") ROUND("2") ROUND("4") ROUND("6") ROUND("8") ROUND("10") ROUND("12")       \
-  ROUND("14") ROUND("16") ROUND("18") ROUND("20") ROUND("22") ROUND("24") ROUND("26")  \
-  ROUND("28") RILLM_LAST_ROUND("30")
+#define RILLM_ADDS(op) op("v0", "v16") op("v24", "v20")
+#define RILLM_ADDRESSES                                                                 \
+  RILLM_ADDRESSES_8 RILLM_ADDRESS("p8", "p7") RILLM_ADDRESS("p9", "p8")                 \
+  RILLM_ADDRESS("p10", "p9") RILLM_ADDRESS("p11", "p10") RILLM_ADDRESS("p12", "p11")    \
+  RILLM_ADDRESS("p13", "p12") RILLM_ADDRESS("p14", "p13") RILLM_ADDRESS("p15", "p14")   \
+  "addi %[next],%[factors]," RILLM_PART "\n\t"
+#define RILLM_ROUNDS                                                                    \
+  RILLM_FIRST_ROUND("0", "p1") RILLM_ROUND("2", "p2") RILLM_ROUND("4", "p3")            \
+  RILLM_ROUND("6", "p4") RILLM_ROUND("8", "p5") RILLM_ROUND("10", "p6")                 \
+  RILLM_ROUND("12", "p7") RILLM_ROUND("14", "p8") RILLM_ROUND("16", "p9")               \
+  RILLM_ROUND("18", "p10") RILLM_ROUND("20", "p11") RILLM_ROUND("22", "p12")            \
+  RILLM_ROUND("24", "p13") RILLM_ROUND("26", "p14") RILLM_ROUND("28", "p15")            \
+  RILLM_LAST_ROUND("30")
+#define RILLM_ADD_OUT                                                                   \
+  "vl8re32.v v8,(%[factors])\n\t" "vl8re32.v v16,(%[out])\n\t"                          \
+  "vsetvli %[y],zero,e32,m8,ta,ma\n\t" "vfcvt.f.x.v v0,v0\n\t" "vfcvt.f.x.v v24,v24\n\t" \
+  RILLM_OUT("vs8r.v", "v0")                                                \
+  "vl8re32.v v8,(%[next])\n\t" "vl8re32.v v16,(%[out])\n\t"                             \
+  RILLM_OUT("vs8r.v", "v24")
 #elif __riscv_v_fixed_vlen == 512
 #define RILLM_PRODUCTS(k) \
   RILLM_PRODUCT(k, "v16", "v8", "v10") RILLM_PRODUCT(k "+2", "v20", "v12", "v14")
-#define RILLM_ADDS "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t0],%[t0],v20\n\t"
-#define RILLM_ROUNDS(ROUND)                                                       \
-  ROUND("0") ROUND("4") ROUND("8") ROUND("12") ROUND("16") ROUND("20") ROUND("24") \
-  RILLM_LAST_ROUND("28")
+#define RILLM_ADDS(op) op("v0", "v16") RILLM_PLUS("v0", "v20")
+#define RILLM_ADDRESSES RILLM_ADDRESSES_8
+#define RILLM_ROUNDS                                                                    \
+  RILLM_FIRST_ROUND("0", "p1") RILLM_ROUND("4", "p2") RILLM_ROUND("8", "p3")            \
+  RILLM_ROUND("12", "p4") RILLM_ROUND("16", "p5") RILLM_ROUND("20", "p6")               \
+  RILLM_ROUND("24", "p7") RILLM_LAST_ROUND("28")
+#define RILLM_ADD_OUT                                                                   \
+  "vl8re32.v v8,(%[factors])\n\t" "vl8re32.v v16,(%[out])\n\t"                          \
+  "vsetvli %[y],zero,e32,m8,ta,ma\n\t" "vfcvt.f.x.v v0,v0\n\t"                          \
+  RILLM_OUT("vs8r.v", "v0")
 #else
 #define RILLM_PRODUCTS(k)                                                                      \
   RILLM_PRODUCT(k, "v16", "v8", "v9") RILLM_PRODUCT(k "+2", "v18", "v10", "v11")               \
   RILLM_PRODUCT(k "+4", "v20", "v12", "v13") RILLM_PRODUCT(k "+6", "v22", "v14", "v15")
-#define RILLM_ADDS                                                                           \
-  "vwadd.wv %[t0],%[t0],v16\n\t" "vwadd.wv %[t0],%[t0],v18\n\t" "vwadd.wv %[t0],%[t0],v20\n\t" \
-  "vwadd.wv %[t0],%[t0],v22\n\t"
-#define RILLM_ROUNDS(ROUND) ROUND("0") ROUND("8") ROUND("16") RILLM_LAST_ROUND("24")
+#define RILLM_ADDS(op) \
+  op("v0", "v16") RILLM_PLUS("v0", "v18") RILLM_PLUS("v0", "v20") RILLM_PLUS("v0", "v22")
+#define RILLM_ADDRESSES RILLM_ADDRESSES_4
+#define RILLM_ROUNDS                                                                    \
+  RILLM_FIRST_ROUND("0", "p1") RILLM_ROUND("8", "p2") RILLM_ROUND("16", "p3")           \
+  RILLM_LAST_ROUND("24")
+#define RILLM_ADD_OUT                                                                   \
+  "vl4re32.v v8,(%[factors])\n\t" "vl4re32.v v16,(%[out])\n\t"                          \
+  "vsetvli %[y],zero,e32,m4,ta,ma\n\t" "vfcvt.f.x.v v0,v0\n\t"                          \
+  RILLM_OUT("vs4r.v", "v0")
 #endif
-#define RILLM_LAST_ROUND(k)                                                    \
-  "vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)        \
-  "vsetvli zero,%[lanes],e16," RILLM_WIDE_M ",ta,ma\n\t" RILLM_ADDS
-#define RILLM_ROUND(k)                                                         \
-  "vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)        \
-  RILLM_NEXT_CODES("v8") "vsetvli zero,%[lanes],e16," RILLM_WIDE_M ",ta,ma\n\t" RILLM_ADDS
 // clang-format on
 
 namespace rillm {
@@ -161,8 +211,8 @@ struct ColumnTile {
   using W = RILLM_VECTOR(vuint8m4_t, 32);
 
   // A column of a tile is one group of bytes; S, its int16 sums, a group of twice the size; and
-  // Wide, int32 sums of kWides parts of the rows. Operations are on m4 groups at most: only what
-  // widens writes m8.
+  // Wide, int32 sums of kWides parts of the rows; as many rows' floats are a Part. Bytes are
+  // unpacked in m4 groups; only what is wider fills m8.
 #if __riscv_v_fixed_vlen < 512
 #define RILLM_BYTES_M "m4"
 #define RILLM_B(name) name##m4
@@ -201,7 +251,11 @@ struct ColumnTile {
 #endif
   static constexpr int kWides = 4 * kRows / static_cast<int>(sizeof(Wide));
   static constexpr int kWideRows = kRows / kWides;
+#if defined(__riscv_xtheadvector) || __riscv_v_fixed_vlen >= 1024
   using Part = Group<4>;
+#else
+  using Part = Group<8>;
+#endif
   static constexpr int kLanes = Part::kLanes;
   static constexpr int kParts = kRows / kLanes;
   struct S {  // in a struct: a template's argument loses the attribute that fixes the length
@@ -363,28 +417,46 @@ struct ColumnTile {
     sums[1] = {b};
   }
 
-  // The sums of 32 columns of bytes, for one token.
-  RILLM_INLINE static void sum_bytes(T& sums, const int8_t* q, const uint8_t* codes) {
-    const int64_t vl = kRows, lanes = kWideRows;
-    int64_t x = *q, y;
-    WideGroup t0 = RILLM_WIDE(__riscv_vmv_v_x_i32)(0, kWideRows);
+  struct F {
+    Part::F32 part[kParts];
+  };
+
+#if !defined(__riscv_xtheadvector)  // which has its own
+  // y[token] += d[token] * factors * (sum of 32 columns of bytes * activations), for n tokens:
+  // q is [n][32]. The addresses of the codes stay in registers from token to token.
+  RILLM_INLINE static void add_bytes(int n, const uint8_t* codes, const int8_t* q, const float* d,
+                                     const F& factors, F* y) {
+    int64_t tokens = n, x = *q, scratch;
+    const uint8_t *p1, *p2, *p3;
+    float scale;
+#define RILLM_P(i) [p##i] "=&r"(p##i)
 #if __riscv_v_fixed_vlen < 512
-    WideGroup t1 = t0;
-#define RILLM_SUMS [t0] "+vr"(t0), [t1] "+vr"(t1)
+    const uint8_t *p4, *p5, *p6, *p7, *p8, *p9, *p10, *p11, *p12, *p13, *p14, *p15, *next;
+#define RILLM_MORE                                                                     \
+  RILLM_P(4), RILLM_P(5), RILLM_P(6), RILLM_P(7), RILLM_P(8), RILLM_P(9), RILLM_P(10), \
+      RILLM_P(11), RILLM_P(12), RILLM_P(13), RILLM_P(14), RILLM_P(15), [next] "=&r"(next),
+#elif __riscv_v_fixed_vlen == 512
+    const uint8_t *p4, *p5, *p6, *p7;
+#define RILLM_MORE RILLM_P(4), RILLM_P(5), RILLM_P(6), RILLM_P(7),
 #else
-#define RILLM_SUMS [t0] "+vr"(t0)
+#define RILLM_MORE
 #endif
-    asm volatile("vl8re8.v v8,(%[p])\n\t" RILLM_ROUNDS(RILLM_ROUND)
-                 : [p] "+&r"(codes), [x] "+&r"(x), [y] "=&r"(y), RILLM_SUMS
-                 : [vl] "r"(vl), [lanes] "r"(lanes), [q] "r"(q), [first] "i"(0), [block] "i"(kVlen)
-                 : "vl", "vtype", "memory", RILLM_CLOBBERS);
-    sums.wide[0] = t0;
-#if __riscv_v_fixed_vlen < 512
-    sums.wide[1] = t1;
-#endif
-#undef RILLM_SUMS
-#undef RILLM_CLOBBERS
+    static_assert(sizeof(Part::F32) == (kVlen < 1024 ? kVlen : 512));
+    // clang-format off
+    asm volatile(RILLM_ADDRESSES
+        "1:\n\t" RILLM_CODES_AT("p0") "flw %[d],0(%[ds])\n\t" RILLM_ROUNDS RILLM_ADD_OUT
+        "addi %[q],%[q],32\n\taddi %[ds],%[ds],4\n\taddi %[n],%[n],-1\n\tbnez %[n],1b"
+        : RILLM_P(1), RILLM_P(2), RILLM_P(3), RILLM_MORE [n] "+&r"(tokens), [q] "+&r"(q),
+          [x] "+&r"(x), [y] "=&r"(scratch), [d] "=&f"(scale), [ds] "+&r"(d), [out] "+&r"(y)
+        : [p0] "r"(codes), [factors] "r"(&factors)
+        : "vl", "vtype", "memory", RILLM_CLOBBERS, "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7",
+          "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+    // clang-format on
+#undef RILLM_MORE
+#undef RILLM_P
   }
+#endif
+#undef RILLM_CLOBBERS
 };
 
 }  // namespace rillm

@@ -91,6 +91,7 @@ struct Group;
 RILLM_GROUP(1, m1, mf2, mf4)
 RILLM_GROUP(2, m2, m1, mf2)
 RILLM_GROUP(4, m4, m2, m1)
+RILLM_GROUP(8, m8, m4, m2)
 
 #undef RILLM_GROUP
 #undef RILLM_GROUP_HALF

@@ -5,10 +5,10 @@
 // widened, scaled and added in float32. So there is no reduction, no strided or segment load and no
 // shuffle, and a multiply costs one scalar load beside it.
 //
-// Shapes: a tile has 64 rows where VLEN is 128, else 128. Its column is two groups of m2 at VLEN
-// 128 and 256, so that one scalar load feeds two multiplications; one group of m2 at 512, of m1 at
-// 1024, so that a small matrix still has tiles for every thread. Codes are unpacked at m4. No group
-// is larger than m4: C910 and C920 collapse there.
+// Shapes: a tile has 64 rows where VLEN is 128, else 128. Its column is a group of m4 at VLEN 128
+// and 256, of m2 at 512 and m1 at 1024, so that a small matrix still has tiles for every thread.
+// Codes are unpacked at m4; int16 sums and floats are groups of up to m8, which halves the
+// instructions that scale a strip. XTheadVector's floats stay at m4: C910 and C920 collapse at m8.
 #pragma once
 
 #include "isa/riscv_rvv/lmul.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "isa/riscv_rvv/columns.h"
+#include "isa/riscv_rvv/packed.h"
 #include "unroll.h"
 
 #define RILLM_COLUMN_TILES  // see isa/simd.h
@@ -13,19 +14,9 @@ struct RowTile : ColumnTile {
   static constexpr bool kByteShifts = true;
   static constexpr int kMaxTokens = 16;
   static constexpr int kByteOffset = 0;
-  static constexpr int kMaxFloatTokens = kParts < 4 ? 4 / kParts : 1;
+  static constexpr int kMaxFloatTokens = kVlen / (2 * kRows);  // their sums fill 16 registers
 
-  // The int16 sums of the rows of part i of F, in two registers, and of Wide i.
-  template <int i>
-  static vint16m2_t part_of(const S& a) {
-#if __riscv_v_fixed_vlen < 512
-    return __riscv_vget_v_i16m8_i16m2(a.rows, i);
-#elif __riscv_v_fixed_vlen == 512
-    return __riscv_vget_v_i16m4_i16m2(a.rows, i);
-#else
-    return a.rows;
-#endif
-  }
+  // The int16 sums of the rows of Wide i, and of part i of F but for XTheadVector.
 #if __riscv_v_fixed_vlen < 512
   template <int i>
   static vint16m4_t wide_of(const S& a) {
@@ -38,9 +29,6 @@ struct RowTile : ColumnTile {
   }
 #endif
 
-  struct F {
-    Part::F32 part[kParts];
-  };
   struct Scalar {
     float value;
   };
@@ -136,6 +124,15 @@ struct RowTile : ColumnTile {
         __riscv_vrgather(lut, __riscv_vget_v_u8m4_u8m1(a, 3), kBytes));
   }
 
+  template <Codes codes, int first>
+  RILLM_INLINE static S sum_packed(int start, const int8_t* q, const uint8_t* strip) {
+    return {rillm::sum_packed<codes, first>(start, q, strip)};
+  }
+
+  // A sub-block's scale of every row, of which a part becomes float at a time.
+  using ScaleCodes = S;
+  static void set_scales(ScaleCodes& scales, I a) { scales = to_int16(a); }
+
   // total += factor * (sums of one run, or of two), or =, in the rows of Wide i.
   template <int i, bool sets, int num_runs>
   RILLM_INLINE static void add_product(Wide& total, const S& factor, const S (&sums)[num_runs]) {
@@ -153,26 +150,26 @@ struct RowTile : ColumnTile {
 
   // One part of the lanes at a time: a whole F may fill half of the registers.
   using P = Part::F32;
+  static constexpr bool kFloatsAtOnce = false;
+  static void to_floats(const S&, P (&)[kParts]);  // where it is true
   template <int i>
   static P to_float(const S& a) {
-    return __riscv_vfwcvt_f(part_of<i>(a), kLanes);
+    return __riscv_vfwcvt_f(wide_of<i>(a), kLanes);
   }
+#if !defined(__riscv_xtheadvector)
   template <int i>
   static P to_float(const T& a) {
-#if __riscv_v_fixed_vlen < 1024
-    return __riscv_vfcvt_f(__riscv_vget_v_i32m8_i32m4(a.wide[i / 2], i % 2), kLanes);
-#else
-    return __riscv_vfcvt_f(a.wide[i], kLanes);
-#endif
+    return __riscv_vfcvt_f(WideGroup(a.wide[i]), kLanes);
   }
   template <int i>
   static P sum_to_float(const S& a, const S& b) {
-    return __riscv_vfcvt_f(__riscv_vwadd_vv(part_of<i>(a), part_of<i>(b), kLanes), kLanes);
+    return __riscv_vfcvt_f(__riscv_vwadd_vv(wide_of<i>(a), wide_of<i>(b), kLanes), kLanes);
   }
+#endif
   template <int i>  // of a * x + b * y
   static P products_to_float(const S& a, int x, const S& b, int y) {
-    const auto sum = __riscv_vwmul(part_of<i>(a), static_cast<int16_t>(x), kLanes);
-    return __riscv_vfcvt_f(__riscv_vwmacc(sum, static_cast<int16_t>(y), part_of<i>(b), kLanes),
+    const auto sum = __riscv_vwmul(wide_of<i>(a), static_cast<int16_t>(x), kLanes);
+    return __riscv_vfcvt_f(__riscv_vwmacc(sum, static_cast<int16_t>(y), wide_of<i>(b), kLanes),
                            kLanes);
   }
   static P pmul(P a, P b) { return __riscv_vfmul(a, b, kLanes); }

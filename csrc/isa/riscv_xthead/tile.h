@@ -170,6 +170,19 @@ struct Tile : RowTile {
     });
   }
 
+  // y[token] += d[token] * factors * (sum of 32 columns of bytes * activations), for n tokens:
+  // q is [n][32].
+  RILLM_INLINE static void add_bytes(int n, const uint8_t* codes, const int8_t* q, const float* d,
+                                     const F& factors, F* y) {
+#pragma GCC unroll 1
+    for (int token = 0; token < n; ++token, q += 32) {
+      T sums;
+      sum_bytes(sums, q, codes);
+      unroll<kParts>([&](auto i) RILLM_INLINE {
+        padd(y[token].part[i], pmul(to_float<i>(sums), pload(factors.part[i])), d[token]);
+      });
+    }
+  }
   // The sums of 32 columns of bytes, for one token; int16 holds the products of a pair.
   RILLM_INLINE static void sum_bytes(T& sums, const int8_t* q, const uint8_t* codes) {
     const int64_t vl = kRows, half = kWideRows;
@@ -211,39 +224,68 @@ struct Tile : RowTile {
         : [out] "=&vr"(out) : [vl] "r"(vl), [from] "vr"(a.rows), [part] "i"(i) : "vl", "vtype");
     return out;
   }
+  static constexpr bool kFloatsAtOnce = true;
+  // All parts: one vsetvli for them.
+  static void to_floats(const S& a, P (&out)[4]) {
+    vfloat32m4_t p0, p1, p2, p3;
+    const int64_t vl = kLanes;
+#define RILLM_TH_FLOAT(i) "\n\trillm_part \"th.vfwcvt.f.x.v %[p" #i "]\", %[from], " #i
+    asm("th.vsetvli zero,%[vl],e16,m2" RILLM_TH_FLOAT(0) RILLM_TH_FLOAT(1) RILLM_TH_FLOAT(2)
+        RILLM_TH_FLOAT(3)
+        : [p0] "=&vr"(p0), [p1] "=&vr"(p1), [p2] "=&vr"(p2), [p3] "=&vr"(p3)
+        : [vl] "r"(vl), [from] "vr"(a.rows) : "vl", "vtype");
+#undef RILLM_TH_FLOAT
+    out[0] = p0, out[1] = p1, out[2] = p2, out[3] = p3;
+  }
+  // Bytes in memory: int16 groups would not all find registers.
+  struct ScaleCodes {
+    uint8_t bytes[kRows];
+  };
+  static void set_scales(S& scales, I a) { scales = to_int16(a); }
+  static void set_scales(ScaleCodes& scales, I a) {
+    __riscv_vse8(scales.bytes, vuint8m4_t(a), kRows);
+  }
+  template <int i>
+  static P to_float(const ScaleCodes& a) {
+    return __riscv_vfcvt_f(Part::load_i8(a.bytes + i * kLanes), kLanes);
+  }
   template <int i>
   static P to_float(const T& a) {
-    vfloat32m4_t out;
-    const int64_t vl = kLanes;
-    asm("th.vsetvli zero,%[vl],e32,m4\n\trillm_part \"th.vfcvt.f.x.v %[out]\", %[from], %[part]"
-        : [out] "=&vr"(out)
-        : [vl] "r"(vl), [from] "vr"(a.wide[i / 2]), [part] "i"(2 * (i % 2)) : "vl", "vtype");
-    return out;
+    const auto* sums = reinterpret_cast<const int32_t*>(a.wide);
+    return __riscv_vfcvt_f(__riscv_vle32_v_i32m4(sums + i * kLanes, kLanes), kLanes);
   }
 
-  // total += factor * (sums of one run, or of two), or =, in the rows of Wide i.
+  // total += factor * (sums of one run, or of two), or =, in the rows of Wide i. In memory: with
+  // both of them the sums of a second sub-block would not find registers.
   template <int i, bool sets, int num_runs>
   RILLM_INLINE static void add_product(Wide& total, const S& factor, const S (&sums)[num_runs]) {
     const int64_t vl = kWideRows;
-    WideGroup sum = total;
+    auto& memory = reinterpret_cast<uint8_t(&)[sizeof total]>(total);
     const SumGroup a = sums[0].rows, b = sums[num_runs - 1].rows;
-#define RILLM_TH_PRODUCTS(constraint, text)                                                         \
-  asm("th.vsetvli zero,%[vl],e16,m4\n\t" text : [sum] constraint(sum)                            \
-      : [vl] "r"(vl), [f] "vr"(factor.rows), [a] "vr"(a), [b] "vr"(b), [part] "i"(2 * i)         \
+    WideGroup sum;
+#define RILLM_TH_PRODUCTS(text)                                                      \
+  asm(text "th.vsetvli zero,%[vl],e32,m8\n\tth.vse.v %[sum],(%[total])"                          \
+      : [sum] "=&vr"(sum), "+m"(memory)                                                \
+      : [vl] "r"(vl), [total] "r"(&total), [f] "vr"(factor.rows), [a] "vr"(a), [b] "vr"(b),      \
+        [part] "i"(2 * i)                                                                        \
       : "vl", "vtype")
+#define RILLM_TH_LOAD "th.vsetvli zero,%[vl],e32,m8\n\tth.vle.v %[sum],(%[total])\n\t"
+#define RILLM_TH_E16 "th.vsetvli zero,%[vl],e16,m4\n\t"
 #define RILLM_TH_PRODUCT(op, of) "rillm_pair \"" op " %[sum]\", %[f], %[" of "], %[part]\n\t"
-    if constexpr (sets && num_runs == 1) {
-      RILLM_TH_PRODUCTS("=&vr", RILLM_TH_PRODUCT("th.vwmul.vv", "a"));
-    } else if constexpr (sets) {
-      RILLM_TH_PRODUCTS("=&vr", RILLM_TH_PRODUCT("th.vwmul.vv", "a") RILLM_TH_PRODUCT("th.vwmacc.vv", "b"));
-    } else if constexpr (num_runs == 1) {
-      RILLM_TH_PRODUCTS("+&vr", RILLM_TH_PRODUCT("th.vwmacc.vv", "a"));
-    } else {
-      RILLM_TH_PRODUCTS("+&vr", RILLM_TH_PRODUCT("th.vwmacc.vv", "a") RILLM_TH_PRODUCT("th.vwmacc.vv", "b"));
-    }
+#define RILLM_TH_FIRST RILLM_TH_E16 RILLM_TH_PRODUCT("th.vwmul.vv", "a")
+#define RILLM_TH_MORE RILLM_TH_LOAD RILLM_TH_E16 RILLM_TH_PRODUCT("th.vwmacc.vv", "a")
+#define RILLM_TH_SECOND RILLM_TH_PRODUCT("th.vwmacc.vv", "b")
+    if constexpr (sets && num_runs == 1) RILLM_TH_PRODUCTS(RILLM_TH_FIRST);
+    if constexpr (sets && num_runs == 2) RILLM_TH_PRODUCTS(RILLM_TH_FIRST RILLM_TH_SECOND);
+    if constexpr (!sets && num_runs == 1) RILLM_TH_PRODUCTS(RILLM_TH_MORE);
+    if constexpr (!sets && num_runs == 2) RILLM_TH_PRODUCTS(RILLM_TH_MORE RILLM_TH_SECOND);
+#undef RILLM_TH_SECOND
+#undef RILLM_TH_MORE
+#undef RILLM_TH_FIRST
 #undef RILLM_TH_PRODUCT
+#undef RILLM_TH_E16
+#undef RILLM_TH_LOAD
 #undef RILLM_TH_PRODUCTS
-    total = sum;
   }
   template <int i>
   static P sum_to_float(const S& a, const S& b) {
@@ -256,6 +298,16 @@ struct Tile : RowTile {
     return __riscv_vfcvt_f(out, kLanes);
   }
   // clang-format on
+  template <int i>  // of a * x + b * y
+  static P products_to_float(const S& a, int x, const S& b, int y) {
+    const auto sum = __riscv_vwmul(part_of<i>(a), static_cast<int16_t>(x), kLanes);
+    return __riscv_vfcvt_f(__riscv_vwmacc(sum, static_cast<int16_t>(y), part_of<i>(b), kLanes),
+                           kLanes);
+  }
+  template <int i>
+  static vint16m2_t part_of(const S& a) {
+    return __riscv_vget_v_i16m8_i16m2(a.rows, i);
+  }
 
   // By intrinsics: they share the vtype of what follows, where a move of registers sets its own.
   static W wload(const uint8_t* p) { return __riscv_vle8_v_u8m4(p, kRows); }
