@@ -18,23 +18,26 @@ inline void prefetch(const uint8_t* from, int64_t num_bytes) {
 }
 
 // Stores one token's kRows sums, or the first `rows` of them in the last tile.
-void store_rows(Tile::F sum, const MatmulOutput& out, int64_t token, int64_t row, int64_t rows) {
+void store_rows(const Tile::F& sums, const MatmulOutput& out, int64_t token, int64_t row,
+                int64_t rows) {
   float* y = out.y + token * out.stride + row;
   const float* residual = out.residual;
   if (residual != nullptr) residual += token * out.stride + row;
   const int64_t count = rows - row;
   if (count >= Tile::kRows) {
-    const auto one = Tile::set1(1.0f);
-    if (out.bias != nullptr) sum = Tile::fma(Tile::load(out.bias + row), one, sum);
-    if (residual != nullptr) sum = Tile::fma(Tile::load(residual), one, sum);
-    return Tile::store(y, sum);
+    if (out.bias == nullptr && residual == nullptr) return Tile::store(y, sums);
+    const auto one = Tile::set1(1.0f);  // not every Tile has an add
+    Tile::F total = sums;
+    if (out.bias != nullptr) total = Tile::fma(Tile::load(out.bias + row), one, total);
+    if (residual != nullptr) total = Tile::fma(Tile::load(residual), one, total);
+    return Tile::store(y, total);
   }
-  alignas(64) float sums[Tile::kRows];
-  Tile::store(sums, sum);
+  alignas(64) float values[Tile::kRows];
+  Tile::store(values, sums);
   for (int64_t i = 0; i < count; ++i) {
-    if (out.bias != nullptr) sums[i] += out.bias[row + i];
-    if (residual != nullptr) sums[i] += residual[i];
-    y[i] = sums[i];
+    if (out.bias != nullptr) values[i] += out.bias[row + i];
+    if (residual != nullptr) values[i] += residual[i];
+    y[i] = values[i];
   }
 }
 

@@ -250,19 +250,9 @@ struct MatrixKernel {
     for (int64_t token = begin; token < end; ++token) {
       for (int t = 0; t < num_tiles; ++t) {
         const float* sums = y + ((token - begin) * kTiles + t) * Tile::kRows;
-        store_tile(Tile::load(sums), out, token, (tile + t) * Tile::kRows, w.rows);
+        store_rows(Tile::load(sums), out, token, (tile + t) * Tile::kRows, w.rows);
       }
     }
-  }
-
-  // store_rows for all rows of a tile at once, if they are all there.
-  static void store_tile(Tile::F sum, const MatmulOutput& out, int64_t token, int64_t row,
-                         int64_t rows) {
-    if (rows - row < Tile::kRows) return store_rows(sum, out, token, row, rows);
-    const int64_t at = token * out.stride + row;
-    if (out.bias != nullptr) sum = Tile::add(sum, Tile::load(out.bias + row));
-    if (out.residual != nullptr) sum = Tile::add(sum, Tile::load(out.residual + at));
-    Tile::store(out.y + at, sum);
   }
 };
 
