@@ -66,6 +66,15 @@ def test_help_is_light() -> None:
     assert run.stdout.endswith("\n[]\n")
 
 
+@pytest.mark.parametrize(("module", "has_jinja2"), [("rillm.llm", False), ("rillm.server", True)])
+def test_jinja2_is_imported_when_a_server_starts_and_not_before_an_engine(
+    module: str, has_jinja2: bool
+) -> None:
+    code = f"import sys, {module}; print('jinja2' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == f"{has_jinja2}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import rillm.chat_templates.sandbox  # noqa: F401  (jinja2: at the start, not in the first chat)
 from rillm.chat_template import ChatTemplate
 from rillm.engine.async_engine import AsyncEngine, OutputStream
 from rillm.engine.loading import LoadedEngine
