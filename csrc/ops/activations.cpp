@@ -20,17 +20,21 @@ void quantize_row(const float* x, uint8_t* buffer, int64_t token, int64_t num_to
     for (int k = 0; k < 32; k += Simd::kLanes) {
       Simd::istore(codes + k, Simd::round(Simd::mul(Simd::load(x + i + k), inverse)));
     }
-    int8_t q[32];
+    auto* q = reinterpret_cast<int8_t*>(strip + 32 * place);
     int32_t sums[kSums] = {};
-    for (int k = 0; k < 32; ++k) q[k] = static_cast<int8_t>(codes[k]);
-    for (int k = 0; k < 16; ++k) {
-      sums[0] += codes[k];
-      sums[1] += codes[16 + k];
+    for (int half = 0; half < 2; ++half) {
+#ifdef RILLM_COLUMN_TILES
+      sums[half] = Simd::pack16(codes + 16 * half, q + 16 * half);
+#else
+      for (int k = 16 * half; k < 16 * (half + 1); ++k) {
+        q[k] = static_cast<int8_t>(codes[k]);
+        sums[half] += codes[k];
+      }
+#endif
     }
     if constexpr (kSums == 3) sums[2] = sums[0] + sums[1];
     const float d = max / 127.0f;
     uint8_t* scales = strip + 32 * size + 4 * place;
-    std::memcpy(strip + 32 * place, q, sizeof q);
     std::memcpy(scales, &d, sizeof d);
     for (int sum = 0; sum < kSums; ++sum) {
       std::memcpy(scales + 4 * size * (1 + sum), &sums[sum], sizeof sums[sum]);

@@ -30,8 +30,9 @@ inline constexpr int kVlen = __riscv_v_fixed_vlen;  // bits of a vector register
     return __riscv_vle16_v_u16##half(p, kLanes);                                           \
   }                                                                                        \
   static void store_u16(uint16_t* p, vuint16##half##_t a) { __riscv_vse16(p, a, kLanes); } \
-  static I32 load_bits16(const uint16_t* p) {                                              \
-    return __riscv_vreinterpret_v_u32##m##_i32##m(__riscv_vzext_vf2(load_u16(p), kLanes)); \
+  static I32 load_i16(const uint16_t* p) {                                                 \
+    const auto* bits = reinterpret_cast<const int16_t*>(p);                                \
+    return __riscv_vsext_vf2(__riscv_vle16_v_i16##half(bits, kLanes), kLanes);             \
   }                                                                                        \
   static I32 load_i8(const uint8_t* p) {                                                   \
     const auto* bytes = reinterpret_cast<const int8_t*>(p);                                \
@@ -43,22 +44,23 @@ inline constexpr int kVlen = __riscv_v_fixed_vlen;  // bits of a vector register
 template <int kLmul>
 struct Group;
 
-#define RILLM_GROUP(lmul, m, half, quarter)                                          \
-  template <>                                                                        \
-  struct Group<lmul> {                                                               \
-    static constexpr int kLanes = lmul * kVlen / 32;                                 \
-    using F32 = RILLM_VECTOR(vfloat32##m##_t, 8 * lmul);                             \
-    using I32 = RILLM_VECTOR(vint32##m##_t, 8 * lmul);                               \
-    static F32 load(const float* p) { return __riscv_vle32_v_f32##m(p, kLanes); }    \
-    static F32 splat(float x) { return __riscv_vfmv_v_f_f32##m(x, kLanes); }         \
-    static I32 splat(int32_t x) { return __riscv_vmv_v_x_i32##m(x, kLanes); }        \
-    static F32 as_float(I32 a) { return __riscv_vreinterpret_v_i32##m##_f32##m(a); } \
-    static I32 as_int(F32 a) { return __riscv_vreinterpret_v_f32##m##_i32##m(a); }   \
-    RILLM_GROUP_LOADS(m, half, quarter)                                              \
-    static F32 load_bfloat16(const uint16_t* p) {                                    \
-      return as_float(__riscv_vsll(load_bits16(p), 16, kLanes));                     \
-    }                                                                                \
-    RILLM_GROUP_HALF(m, half)                                                        \
+#define RILLM_GROUP(lmul, m, half, quarter)                                               \
+  template <>                                                                             \
+  struct Group<lmul> {                                                                    \
+    static constexpr int kLanes = lmul * kVlen / 32;                                      \
+    using F32 = RILLM_VECTOR(vfloat32##m##_t, 8 * lmul);                                  \
+    using I32 = RILLM_VECTOR(vint32##m##_t, 8 * lmul);                                    \
+    static F32 load(const float* p) { return __riscv_vle32_v_f32##m(p, kLanes); }         \
+    static I32 load_i32(const int32_t* p, int n) { return __riscv_vle32_v_i32##m(p, n); } \
+    static F32 splat(float x) { return __riscv_vfmv_v_f_f32##m(x, kLanes); }              \
+    static I32 splat(int32_t x) { return __riscv_vmv_v_x_i32##m(x, kLanes); }             \
+    static F32 as_float(I32 a) { return __riscv_vreinterpret_v_i32##m##_f32##m(a); }      \
+    static I32 as_int(F32 a) { return __riscv_vreinterpret_v_f32##m##_i32##m(a); }        \
+    RILLM_GROUP_LOADS(m, half, quarter)                                                   \
+    static F32 load_bfloat16(const uint16_t* p) {                                         \
+      return as_float(__riscv_vsll(load_i16(p), 16, kLanes));                             \
+    }                                                                                     \
+    RILLM_GROUP_HALF(m, half)                                                             \
   };
 
 #if defined(__riscv_zvfhmin) || defined(__riscv_zvfh)
@@ -70,21 +72,19 @@ struct Group;
     store_u16(p, __riscv_vreinterpret_v_f16##half##_u16##half(__riscv_vfncvt_f(a, kLanes)));    \
   }
 #else
-#define RILLM_GROUP_HALF(m, half)                                                        \
-  static F32 load_half(const uint16_t* p) {                                              \
-    const I32 bits = load_bits16(p);                                                     \
-    /* Exponent and mantissa in float32's place, times 2^112 to move the bias:           \
-       exact, subnormals too. Infinity would become 65536: no weight, scale or           \
-       cached value is infinite. */                                                      \
-    const auto magnitude = __riscv_vsll(__riscv_vand(bits, 0x7fff, kLanes), 13, kLanes); \
-    const auto sign = __riscv_vsll(__riscv_vand(bits, 0x8000, kLanes), 16, kLanes);      \
-    const F32 value = __riscv_vfmul(as_float(magnitude), 0x1p112f, kLanes);              \
-    return as_float(__riscv_vor(as_int(value), sign, kLanes));                           \
-  }                                                                                      \
-  static void store_half(uint16_t* p, F32 a) {                                           \
-    float lanes[kLanes];                                                                 \
-    __riscv_vse32(lanes, a, kLanes);                                                     \
-    for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(lanes[i]);                     \
+#define RILLM_GROUP_HALF(m, half)                                                  \
+  static F32 load_half(const uint16_t* p) {                                        \
+    /* Exponent and mantissa in float32's place, times 2^112 to move the bias:     \
+       exact, subnormals too; the sign comes with the load. Infinity would become  \
+       65536: no weight, scale or cached value is infinite. */                     \
+    const I32 bits = __riscv_vsll(load_i16(p), 13, kLanes);                        \
+    const I32 kept = __riscv_vand(bits, static_cast<int32_t>(0x8fffffff), kLanes); \
+    return __riscv_vfmul(as_float(kept), 0x1p112f, kLanes);                        \
+  }                                                                                \
+  static void store_half(uint16_t* p, F32 a) {                                     \
+    float lanes[kLanes];                                                           \
+    __riscv_vse32(lanes, a, kLanes);                                               \
+    for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(lanes[i]);               \
   }
 #endif
 

@@ -71,6 +71,15 @@ struct FloatVectors : Group<kLmul> {
 };
 
 struct Simd : FloatVectors<(kVlen < 512 ? 2 : 1)> {
+  // 16 integers as bytes (the low ones), and their sum.
+  static int32_t pack16(const int32_t* from, int8_t* to) {
+    using Sixteen = Group<(kVlen < 512 ? 512 / kVlen : 1)>;
+    const auto a = Sixteen::load_i32(from, 16);
+    __riscv_vse8(to, __riscv_vncvt_x(__riscv_vncvt_x(a, 16), 16), 16);
+    const auto zero = __riscv_vmv_s_x_i32m1(0, 1);
+    return __riscv_vmv_x_s_i32m1_i32(__riscv_vredsum(a, zero, 16));
+  }
+
   static constexpr int kScores = 8;  // 16 of the 32 registers at m2, and m1 needs no more
 };
 

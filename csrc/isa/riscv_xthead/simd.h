@@ -10,10 +10,8 @@
 
 // The intrinsics are declared with the type of the widened element, and read the narrow one.
 #define RILLM_GROUP_LOADS(m, half, quarter)                                  \
-  static I32 load_bits16(const uint16_t* p) {                                \
-    const auto* from = reinterpret_cast<const unsigned int*>(p);             \
-    const vuint32##m##_t bits = __riscv_th_vlhu_v_u32##m(from, kLanes);      \
-    return __riscv_vreinterpret_v_u32##m##_i32##m(bits);                     \
+  static I32 load_i16(const uint16_t* p) {                                   \
+    return __riscv_th_vlh_v_i32##m(reinterpret_cast<const int*>(p), kLanes); \
   }                                                                          \
   static I32 load_i8(const uint8_t* p) {                                     \
     return __riscv_th_vlb_v_i32##m(reinterpret_cast<const int*>(p), kLanes); \
