@@ -66,10 +66,11 @@
 //     Run(q) Run(q, start): one token's sums of a run of columns; sum()->S
 //     add_units<first, sets>(Run, q, const W (&w)[n]): += the units' codes * q[first] .., or =;
 //        n <= kMaxUnits
-//     sum_stored<first, columns>(S (&sums)[n], q, bytes): the same of wstored units for n <=
-//        kMaxStored tokens; may read kSlack bytes beyond them
-//     sum_stored_pair<first>(S (&sums)[2], q, bytes): for one token, columns first .. first + 7 and
-//        first + 8 .. first + 15
+//     add_strip<n, runs, has_min>(bytes, q, d, factors, constants, y): a strip of wstored units, in
+//        runs of 32 or 16 columns, for n tokens: y[token] += d[token] * (factors * (sum of codes *
+//        q) + constants * (sum of q))
+//     add_runs<n>(bytes, q, d, first, second, y): the same of two int16 scales, for 16 columns
+//        each; a unit of bytes is at pair_place(unit)
 //     add_bytes(n, bytes, q, d, factors, y): y[token] += d[token] * factors * (sum of 32 columns of
 //        int8 * q), for n tokens
 //     add_product<i, sets>(Wide, S factor, const S (&sums)[1 or 2]): in the rows of Wide i,
@@ -77,12 +78,14 @@
 //     P        one of the kParts parts of an F: pmul pfma(P, float or P, P) pfnma(a,b,c) = c - a*b
 //        pload(P in memory) padd(P in memory, a, b): += a * b
 //     sum_packed<codes, first>(start, q, strip)->S: start + a run from packed codes, where
-//        packed_columns(codes) is not 0
+//        packed_columns(codes) is not 0; kWholeQ6: add_q6_block(block, activations, F) for one
+//        token
 //     ScaleCodes   kRows scale codes, set_scales(ScaleCodes or S, I)
 //     to_float<part>(S or T or ScaleCodes) sum_to_float<part>(S, S)
 //     products_to_float<part>(S, int, S, int)
 //     kFloatsAtOnce: to_floats(S, P (&)[kParts]) gives all parts cheaper than one by one
 //     wstore(bytes, W) wsub(W, code) wsra<n> (of int8) wmacc(a, x, b) = a + x * b
+//     of Simd: pack16(int32 [16], int8 [16]): stores their low bytes, gives their sum
 //
 // load/store take any alignment. Arithmetic is IEEE float32 and the same in every lane, so which
 // lane or tile a row is in never changes its bits. fma is fused where the ISA has it.

@@ -3,8 +3,8 @@
 // The products of a few columns, a run, are summed in integers (ops/column_sums.h) and then scaled.
 //
 // One token: codes are unpacked where they are used.
-// Many tokens: a strip is unpacked once, centred, into memory that stays in the first-level cache,
-// and then multiplied with kDotTokens tokens at a time, whose sums fill half of the registers.
+// Many tokens: a strip is unpacked once, centred, into memory that stays in the first-level cache;
+// what is done for every token of it the Tile does (add_strip, add_runs), in assembly.
 // The integer sums are exact and what follows is the same, so both give the same bits.
 #pragma once
 
@@ -48,12 +48,6 @@ struct QuantizedKernel {
   // block's scale with the float sums of all its strips.
   static constexpr bool kIntegerScales = kSubs == 2;
   static constexpr bool kHasCodes = kFields.num_bytes > 0;
-
-  // Tokens that are multiplied together: their sums fill half of the registers, and with two runs
-  // or products with scales one token's do.
-  static constexpr int kDotTokens = kBytes || kIntegerScales ? 1
-                                    : kRuns == 2             ? std::max(2, Tile::kMaxStored / 2)
-                                                             : Tile::kMaxStored;
 
   // The scales of a block as they lie in memory; a sub-block's are unpacked when it comes to it.
   struct PackedScales : Reader {
@@ -110,14 +104,6 @@ struct QuantizedKernel {
     }
     struct FloatSub {
       Tile::F factors, constants;
-      template <int i>
-      Tile::P factor() const {
-        return Tile::pload(factors.part[i]);
-      }
-      template <int i>
-      Tile::P constant(Tile::P) const {
-        return Tile::pload(constants.part[i]);
-      }
     };
     struct IntegerSub {
       Tile::S scale, min;
@@ -133,38 +119,35 @@ struct QuantizedKernel {
     Sub subs_[kStrips * kSubs];
   };
 
-  // One scale for the strip: y += d * (factor * sum of code * x + constant * sum of x).
-  template <int n, class Sub, class ToFloat>
-  RILLM_INLINE static void add_scaled(const Sub& sub, const Activations& x, ToFloat&& to_float,
-                                      Tile::F* y) {
-    float d[n], sum[n];
-    unroll<n>([&](auto token) RILLM_INLINE {
-      d[token] = x.d(token);
-      if constexpr (Reader::kHasMin) sum[token] = static_cast<float>(x.sum(token, 0, kStrip));
-    });
+  // One scale, one token: y += d * (factor * sum of code * x + constant * sum of x).
+  template <class ToFloat>
+  RILLM_INLINE static void add_scaled(const typename PackedScales::Sub& sub, const Activations& x,
+                                      ToFloat&& to_float, Tile::F* y) {
+    const float d = x.d(0);
+    float sum = 0.0f;
+    if constexpr (Reader::kHasMin) sum = static_cast<float>(x.sum(0, 0, kStrip));
     asm volatile("" : "+r"(y));  // one pointer, not one for each part that is kept on the stack
     unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-      unroll<n>([&](auto token) RILLM_INLINE {
-        Tile::P strip = to_float(token, part);
-        const Tile::P factor = sub.template factor<part>();
-        strip = Tile::pmul(strip, factor);
-        if constexpr (Reader::kHasMin) {
-          strip = Tile::pfma(sub.template constant<part>(factor), sum[token], strip);
-        }
-        Tile::padd(y[token].part[part], strip, d[token]);
-      });
+      Tile::P strip = to_float(part);
+      const Tile::P factor = sub.template factor<part>();
+      strip = Tile::pmul(strip, factor);
+      if constexpr (Reader::kHasMin) {
+        strip = Tile::pfma(sub.template constant<part>(factor), sum, strip);
+      }
+      Tile::padd(y->part[part], strip, d);
     });
   }
 
   // Two scales, one token: sums += d * (sum of scale * sum of code * x). Where a row has a min,
   // y -= m * d * (sum of min * sum of x).
-  template <int num_runs, class Scale, class SumSub>
-  RILLM_INLINE static void add_integer(const Scale& scale, int strip, SumSub&& sum_sub,
+  RILLM_INLINE static void add_integer(const PackedScales& scale, int strip, const uint8_t* data,
                                        const Activations& x, Tile::F* block_sums, Tile::F* y) {
     Tile::T total;
     unroll<kSubs>([&](auto sub) RILLM_INLINE {
-      Tile::S sums[num_runs];
-      sum_sub(sub, sums);
+      Tile::S sums[kRuns];
+      unroll<kRuns>([&](auto run) RILLM_INLINE {
+        sums[run] = Sums::template sum_packed<(sub * kRuns + run) * kRun>(x, data);
+      });
       const auto& factor = scale.sub(kSubs * strip + sub).scale;
       asm volatile("" : "+r"(block_sums));  // one pointer, as in add_scaled
       unroll<Tile::kWides>([&](auto wide) RILLM_INLINE {
@@ -178,17 +161,19 @@ struct QuantizedKernel {
         }
       });
     });
-    if constexpr (Reader::kHasMin) {
-      asm volatile("" : "+r"(y));
-      const auto& first = scale.sub(kSubs * strip);
-      const auto& second = scale.sub(kSubs * strip + 1);
-      const int32_t sum = x.sum(0, 0, kSubColumns), next = x.sum(0, kSubColumns, kSubColumns);
-      unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
-        const Tile::P mins =
-            Tile::template products_to_float<part>(first.min, sum, second.min, next);
-        Tile::padd(y->part[part], Tile::pmul(mins, Tile::pload(scale.m().part[part])), -x.d(0));
-      });
-    }
+    if constexpr (Reader::kHasMin) add_mins(scale, strip, x, y);
+  }
+  template <class Scale>
+  RILLM_INLINE static void add_mins(const Scale& scale, int strip, const Activations& x,
+                                    Tile::F* y) {
+    asm volatile("" : "+r"(y));
+    const auto& first = scale.sub(kSubs * strip);
+    const auto& second = scale.sub(kSubs * strip + 1);
+    const int32_t sum = x.sum(0, 0, kSubColumns), next = x.sum(0, kSubColumns, kSubColumns);
+    unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
+      const Tile::P mins = Tile::template products_to_float<part>(first.min, sum, second.min, next);
+      Tile::padd(y->part[part], Tile::pmul(mins, Tile::pload(scale.m().part[part])), -x.d(0));
+    });
   }
   // At the end of a block: y += block's d * sums.
   template <int n>
@@ -201,91 +186,66 @@ struct QuantizedKernel {
     });
   }
 
-  // The same for a strip of one scale: sum_run(run, sums) gives the integer sums of a run.
-  template <int n, class Scale, class SumRun>
-  RILLM_INLINE static void add_tokens(const Scale& scale, int strip, SumRun&& sum_run,
-                                      const Activations& x, Tile::F* y) {
-    Tile::S sums[kRuns][n];
-    unroll<kRuns>([&](auto run) RILLM_INLINE { sum_run(run, sums[run]); });
-    constexpr bool kAtOnce = n == 1 && kRuns == 1 && Tile::kFloatsAtOnce;
+  // The same for a strip of one scale: sum_run(run) gives the integer sums of a run.
+  template <class SumRun>
+  RILLM_INLINE static void add_token(const PackedScales& scale, int strip, SumRun&& sum_run,
+                                     const Activations& x, Tile::F* y) {
+    Tile::S sums[kRuns];
+    unroll<kRuns>([&](auto run) RILLM_INLINE { sums[run] = sum_run(run); });
+    constexpr bool kAtOnce = kRuns == 1 && Tile::kFloatsAtOnce;
     Tile::P floats[Tile::kParts];
-    if constexpr (kAtOnce) Tile::to_floats(sums[0][0], floats);
-    const auto to_float = [&](auto token, auto part) RILLM_INLINE {
+    if constexpr (kAtOnce) Tile::to_floats(sums[0], floats);
+    const auto to_float = [&](auto part) RILLM_INLINE {
       if constexpr (kAtOnce) {
         return floats[part];
       } else if constexpr (kRuns == 1) {
-        return Tile::template to_float<part>(sums[0][token]);
+        return Tile::template to_float<part>(sums[0]);
       } else {
-        return Tile::template sum_to_float<part>(sums[0][token], sums[1][token]);
+        return Tile::template sum_to_float<part>(sums[0], sums[1]);
       }
     };
-    add_scaled<n>(scale.sub(strip), x, to_float, y);
+    add_scaled(scale.sub(strip), x, to_float, y);
+  }
+
+  // A block for one token; data and activations move on.
+  RILLM_INLINE static void add_alone(const uint8_t*& data, const uint8_t*& activations,
+                                     Tile::F& y) {
+    prefetch_next<scale_bytes(scales)>(data);
+    const PackedScales scale(data);
+    Tile::F block_sums = Tile::zero();
+    data += scale_bytes(scales);
+    unroll<kStrips>([&](auto strip) RILLM_INLINE {
+      asm volatile("" : "+r"(data), "+r"(activations));
+      prefetch_next<strip_bytes(codes)>(data);
+      const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip, 4};
+      if constexpr (kBytes) {
+        static_assert(!kHasCodes || codes == Codes::Lut4);
+        Tile::add_bytes(1, data, x.q, x.ds(), scale.d(), &y);
+      } else if constexpr (kIntegerScales) {
+        add_integer(scale, strip, data, x, &block_sums, &y);
+      } else {
+        const auto sum_run = [&](auto run) RILLM_INLINE {
+          return Sums::template sum_packed<run * kRun>(x, data);
+        };
+        add_token(scale, strip, sum_run, x, &y);
+      }
+      data += strip_bytes(codes);
+      activations += kStripActivationBytes;
+    });
+    if constexpr (kIntegerScales) add_block<1>(scale.d(), &block_sums, &y);
   }
 
   static void run_alone(const uint8_t* data, const uint8_t* activations, int64_t num_blocks,
                         Tile::F& y) {
+    constexpr bool kWhole = Tile::kWholeQ6 && codes == Codes::U4P2 && scales == Scales::K16I8;
     for (int64_t block = 0; block < num_blocks; ++block) {
-      prefetch_next<scale_bytes(scales)>(data);
-      const PackedScales scale(data);
-      Tile::F block_sums = Tile::zero();
-      data += scale_bytes(scales);
-      unroll<kStrips>([&](auto strip) RILLM_INLINE {
-        asm volatile("" : "+r"(data), "+r"(activations));
-        prefetch_next<strip_bytes(codes)>(data);
-        const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip,
-                               4};
-        if constexpr (kBytes) {
-          static_assert(!kHasCodes || codes == Codes::Lut4);
-          Tile::add_bytes(1, data, x.q, x.ds(), scale.d(), &y);
-        } else if constexpr (kIntegerScales) {
-          const auto sum_sub = [&](auto sub, auto& sums) RILLM_INLINE {
-            unroll<kRuns>([&](auto run) RILLM_INLINE {
-              sums[run] = Sums::template sum_packed<(sub * kRuns + run) * kRun>(x, data);
-            });
-          };
-          add_integer<kRuns>(scale, strip, sum_sub, x, &block_sums, &y);
-        } else {
-          const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-            sums[0] = Sums::template sum_packed<run * kRun>(x, data);
-          };
-          add_tokens<1>(scale, strip, sum_run, x, &y);
-        }
-        data += strip_bytes(codes);
-        activations += kStripActivationBytes;
-      });
-      if constexpr (kIntegerScales) add_block<1>(scale.d(), &block_sums, &y);
-    }
-  }
-
-  // Adds one strip of stored codes times n tokens to their sums.
-  template <int n>
-  RILLM_INLINE static void add_stored(const uint8_t* from, const UnpackedScales& scale, int strip,
-                                      const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
-    constexpr int kTokens = std::min(n, kDotTokens);
-    const UnpackedScales* scales_of_block = &scale;
-    const auto* q = reinterpret_cast<const int8_t*>(activations);
-    const uint8_t* numbers = activations + kStrip * n;
-#pragma GCC unroll 1
-    for (int first = 0; first < n; first += kTokens) {
-      // Else the compiler keeps an address for every vector that the loop reads.
-      asm volatile("" : "+r"(from), "+r"(scales_of_block));
-      const Activations x = {q, numbers, 4 * n};
-      if constexpr (kIntegerScales) {
-        const auto sum_sub = [&](auto sub, auto& sums) RILLM_INLINE {
-          constexpr int kFirst = sub * kSubColumns;
-          Tile::template sum_stored_pair<kFirst>(sums, x.q, from + kFirst * Tile::kRows);
-        };
-        add_integer<2>(*scales_of_block, strip, sum_sub, x, block_sums, y);
+      if constexpr (kWhole) {
+        Tile::add_q6_block(data, activations, y);
+        data += scale_bytes(scales) + kStrips * strip_bytes(codes);
+        activations += kStrips * kStripActivationBytes;
       } else {
-        const auto sum_run = [&](auto run, auto& sums) RILLM_INLINE {
-          Sums::template sum_stored<run * kRun>(x, from, sums);
-        };
-        add_tokens<kTokens>(*scales_of_block, strip, sum_run, x, y);
+        add_alone(data, activations, y);
       }
-      q += kTokens * kStrip;
-      numbers += 4 * kTokens;
-      block_sums += kTokens;
-      y += kTokens;
     }
   }
 
@@ -293,7 +253,7 @@ struct QuantizedKernel {
   template <int n>
   RILLM_INLINE static void add_strip(const uint8_t* data, const UnpackedScales& scale, int strip,
                                      const uint8_t* activations, Tile::F* block_sums, Tile::F* y) {
-    alignas(64) uint8_t buffer[kUnits * kUnitBytes + Tile::kSlack];
+    alignas(64) uint8_t buffer[kUnits * kUnitBytes];
     const uint8_t* from = data;
     if constexpr (codes != Codes::I8) {
       constexpr int kStep = std::min(kUnits, 4);
@@ -303,17 +263,29 @@ struct QuantizedKernel {
                           RILLM_INLINE { w[i] = unpack_unit<codes, step * kStep + i>(data); });
         unroll<kStep>([&](auto i) RILLM_INLINE {
           if constexpr (Sums::kUnsigned) w[i] = Tile::wsub(w[i], kCentre);
-          Tile::wstore(buffer + (step * kStep + i) * kUnitBytes, w[i]);
+          constexpr int kUnit = step * kStep + i;
+          constexpr int kPlace = kIntegerScales ? Tile::pair_place(kUnit) : kUnit;
+          Tile::wstore(buffer + kPlace * kUnitBytes, w[i]);
         });
       });
       from = buffer;
     }
+    const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip * n,
+                           4 * n};
     if constexpr (kBytes) {
-      const Activations x = {reinterpret_cast<const int8_t*>(activations), activations + kStrip * n,
-                             4 * n};
       Tile::add_bytes(n, from, x.q, x.ds(), scale.sub(strip).factors, y);
+    } else if constexpr (kIntegerScales) {
+      const auto& sub = scale.sub(kSubs * strip);
+      const auto& next = scale.sub(kSubs * strip + 1);
+      Tile::template add_runs<n>(from, x.q, x.ds(), sub.scale, next.scale, block_sums);
+      if constexpr (Reader::kHasMin) {
+#pragma GCC unroll 1
+        for (int token = 0; token < n; ++token) add_mins(scale, strip, x.from(token), y + token);
+      }
     } else {
-      add_stored<n>(from, scale, strip, activations, block_sums, y);
+      const auto& sub = scale.sub(strip);
+      Tile::template add_strip<n, kRuns, Reader::kHasMin>(from, x.q, x.ds(), sub.factors,
+                                                          sub.constants, y);
     }
   }
 

@@ -21,6 +21,7 @@ struct Activations {
   const uint8_t* numbers;
   int64_t stride;  // bytes between a token's numbers
 
+  Activations from(int token) const { return {q + kStrip * token, numbers + 4 * token, stride}; }
   float d(int token) const { return read<float>(token, 0); }
   const float* ds() const { return reinterpret_cast<const float*>(numbers); }
   // The sum of activations first .. first + count - 1: a half of the strip, or all of it.
@@ -94,14 +95,6 @@ struct ColumnSums {
       Tile::template add_units<kBegin * Tile::kGroup, !kUnsigned && step == 0>(run, x.q, w);
     });
     return run.sum();
-  }
-
-  // The same for n tokens, from stored codes of the strip: centred ones.
-  template <int first, int n>
-  RILLM_INLINE static void sum_stored(const Activations& x, const uint8_t* strip,
-                                      Tile::S (&sums)[n]) {
-    const uint8_t* run = strip + first / Tile::kGroup * kUnitBytes;
-    Tile::template sum_stored<first, kRun>(sums, x.q, run);
   }
 };
 

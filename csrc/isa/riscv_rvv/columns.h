@@ -38,102 +38,34 @@
 #define RILLM_UNITS_8(op) RILLM_UNITS_6(op) RILLM_PAIR(RILLM_MACC, "7", "8", "g6", "g7")
 #endif
 
-// Stored codes: 8 registers at a time, in v8..v15 and v16..v23 in turn. COLUMN is one of these: a
-// column's products for 1, 2 or 4 tokens, its codes in r.
-#define RILLM_NEXT_CODES(v) "addi %[p],%[p],%[block]\n\tvl8re8.v " v ",(%[p])\n\t"
-#define RILLM_COLUMN_1(op, x, y, k, r) RILLM_X(y, k "+1") op("a", x, r)
-#define RILLM_COLUMN_2(op, x, y, k, r) \
-  RILLM_COLUMN_1(op, x, y, k, r) RILLM_X(y "1", k "+33") op("a1", x "1", r)
-#define RILLM_COLUMN_4(op, x, y, k, r) \
-  RILLM_COLUMN_2(op, x, y, k, r) RILLM_X(y "2", k "+65") op("a2", x "2", r) \
-  RILLM_X(y "3", k "+97") op("a3", x "3", r)
-#if __riscv_v_fixed_vlen < 512
-#define RILLM_OCTET(COLUMN, op, k)                                                      \
-  RILLM_NEXT_CODES("v16")                                                               \
-  COLUMN(op, "x", "y", k "+0", "v8") COLUMN(RILLM_MACC, "y", "x", k "+1", "v12")        \
-  RILLM_NEXT_CODES("v8")                                                                \
-  COLUMN(RILLM_MACC, "x", "y", k "+2", "v16") COLUMN(RILLM_MACC, "y", "x", k "+3", "v20") \
-  RILLM_NEXT_CODES("v16")                                                               \
-  COLUMN(RILLM_MACC, "x", "y", k "+4", "v8") COLUMN(RILLM_MACC, "y", "x", k "+5", "v12") \
-  RILLM_NEXT_CODES("v8")                                                                \
-  COLUMN(RILLM_MACC, "x", "y", k "+6", "v16") COLUMN(RILLM_MACC, "y", "x", k "+7", "v20")
-#define RILLM_OCTET_2 RILLM_OCTET
-#elif __riscv_v_fixed_vlen == 512
-#define RILLM_OCTET(COLUMN, op, k)                                                      \
-  RILLM_NEXT_CODES("v16")                                                               \
-  COLUMN(op, "x", "y", k "+0", "v8") COLUMN(RILLM_MACC, "y", "x", k "+1", "v10")        \
-  COLUMN(RILLM_MACC, "x", "y", k "+2", "v12") COLUMN(RILLM_MACC, "y", "x", k "+3", "v14") \
-  RILLM_NEXT_CODES("v8")                                                                \
-  COLUMN(RILLM_MACC, "x", "y", k "+4", "v16") COLUMN(RILLM_MACC, "y", "x", k "+5", "v18") \
-  COLUMN(RILLM_MACC, "x", "y", k "+6", "v20") COLUMN(RILLM_MACC, "y", "x", k "+7", "v22")
-#define RILLM_OCTET_2 RILLM_OCTET
-#else
-#define RILLM_8_COLUMNS(COLUMN, op, k, r0, r1, r2, r3, r4, r5, r6, r7)              \
-  COLUMN(op, "x", "y", k "+0", r0) COLUMN(RILLM_MACC, "y", "x", k "+1", r1)         \
-  COLUMN(RILLM_MACC, "x", "y", k "+2", r2) COLUMN(RILLM_MACC, "y", "x", k "+3", r3) \
-  COLUMN(RILLM_MACC, "x", "y", k "+4", r4) COLUMN(RILLM_MACC, "y", "x", k "+5", r5) \
-  COLUMN(RILLM_MACC, "x", "y", k "+6", r6) COLUMN(RILLM_MACC, "y", "x", k "+7", r7)
-#define RILLM_OCTET(COLUMN, op, k) \
-  RILLM_NEXT_CODES("v16")          \
-  RILLM_8_COLUMNS(COLUMN, op, k, "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15")
-#define RILLM_OCTET_2(COLUMN, op, k) \
-  RILLM_NEXT_CODES("v8")             \
-  RILLM_8_COLUMNS(COLUMN, op, k, "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23")
-#endif
-#define RILLM_OCTETS_1(COLUMN) RILLM_OCTET(COLUMN, RILLM_MUL, "0")
-#define RILLM_OCTETS_2(COLUMN) RILLM_OCTETS_1(COLUMN) RILLM_OCTET_2(COLUMN, RILLM_MACC, "8")
-#define RILLM_OCTETS_4(COLUMN)                                   \
-  RILLM_OCTETS_2(COLUMN) RILLM_OCTET(COLUMN, RILLM_MACC, "16") \
-  RILLM_OCTET_2(COLUMN, RILLM_MACC, "24")
-
-// Two runs of 8 columns for one token, in turn: columns 0 and 8, 1 and 9 .. Codes of the first run
-// are in v8..v15, of the second in v16..v23; each is loaded again as soon as it has been used.
-#define RILLM_DUO(op, k, r, s) \
-  op("a", "x", r) RILLM_X("x", k "+1") op("b", "y", s) RILLM_X("y", k "+9")
-#define RILLM_DUO_LOADS(op, k, r, s)                                           \
-  op("a", "x", r) RILLM_X("x", k "+1") "addi %[p],%[p],%[back]\n\tvl8re8.v v8,(%[p])\n\t" \
-  op("b", "y", s) RILLM_X("y", k "+9") "addi %[p],%[p],%[run]\n\tvl8re8.v v16,(%[p])\n\t"
-#define RILLM_DUOS_BEGIN \
-  "vl8re8.v v8,(%[p])\n\taddi %[p],%[p],%[run]\n\tvl8re8.v v16,(%[p])\n\t"
-#if __riscv_v_fixed_vlen < 512
-#define RILLM_DUOS                                                                      \
-  RILLM_DUOS_BEGIN RILLM_DUO(RILLM_MUL, "0", "v8", "v16")                               \
-  RILLM_DUO_LOADS(RILLM_MACC, "1", "v12", "v20") RILLM_DUO(RILLM_MACC, "2", "v8", "v16") \
-  RILLM_DUO_LOADS(RILLM_MACC, "3", "v12", "v20") RILLM_DUO(RILLM_MACC, "4", "v8", "v16") \
-  RILLM_DUO_LOADS(RILLM_MACC, "5", "v12", "v20") RILLM_DUO(RILLM_MACC, "6", "v8", "v16") \
-  RILLM_DUO(RILLM_MACC, "7", "v12", "v20")
-#elif __riscv_v_fixed_vlen == 512
-#define RILLM_DUOS                                                                      \
-  RILLM_DUOS_BEGIN RILLM_DUO(RILLM_MUL, "0", "v8", "v16")                               \
-  RILLM_DUO(RILLM_MACC, "1", "v10", "v18") RILLM_DUO(RILLM_MACC, "2", "v12", "v20")     \
-  RILLM_DUO_LOADS(RILLM_MACC, "3", "v14", "v22") RILLM_DUO(RILLM_MACC, "4", "v8", "v16") \
-  RILLM_DUO(RILLM_MACC, "5", "v10", "v18") RILLM_DUO(RILLM_MACC, "6", "v12", "v20")     \
-  RILLM_DUO(RILLM_MACC, "7", "v14", "v22")
-#else
-#define RILLM_DUOS                                                                  \
-  RILLM_DUOS_BEGIN RILLM_DUO(RILLM_MUL, "0", "v8", "v16")                           \
-  RILLM_DUO(RILLM_MACC, "1", "v9", "v17") RILLM_DUO(RILLM_MACC, "2", "v10", "v18")  \
-  RILLM_DUO(RILLM_MACC, "3", "v11", "v19") RILLM_DUO(RILLM_MACC, "4", "v12", "v20") \
-  RILLM_DUO(RILLM_MACC, "5", "v13", "v21") RILLM_DUO(RILLM_MACC, "6", "v14", "v22") \
-  RILLM_DUO(RILLM_MACC, "7", "v15", "v23")
-#endif
-
+#if __riscv_v_fixed_vlen < 512  // the others have theirs in wide_strips.h
 // Bytes: the products of pairs of columns, then int32 sums in v0..v7 and, of the other half of the
 // rows, v24..v31. The codes are in v8..v15; p0, p1 .. are the addresses of each 8 registers of them.
 // vsetvli sets vl to all lanes, and y is free where it is. A token's last x is the next one's first.
-#define RILLM_PRODUCT(k, s, r0, r1)                                                     \
-  "lb %[y]," k "+1(%[q])\n\tvwmul.vx " s "," r0 ",%[x]\n\t"                             \
+#define RILLM_PRODUCT(k, s, r0, r1, FIRST, SECOND)                                      \
+  "lb %[y]," k "+1(%[q])\n\tvwmul.vx " s "," r0 ",%[x]\n\t" FIRST                       \
   "lb %[x]," k "+2(%[q])\n\t"                                                           \
-  "vwmacc.vx " s ",%[y]," r1 "\n\t"
+  "vwmacc.vx " s ",%[y]," r1 "\n\t" SECOND
 #define RILLM_CODES_AT(p) "vl8re8.v v8,(%[" p "])\n\t"
 #define RILLM_INT32(t, s) "vwcvt.x.x.v " t "," s "\n\t"
 #define RILLM_PLUS(t, s) "vwadd.wv " t "," t "," s "\n\t"
-#define RILLM_MULTIPLY_ROUND(k) "vsetvli %[y],zero,e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_PRODUCTS(k)
+#define RILLM_E8 "vsetvli %[y],zero,e8," RILLM_BYTES_M ",ta,ma\n\t"
+// The products of two columns; meanwhile the next two's codes are loaded: at VLEN 256 in halves,
+// since X60 waits for a load of 8 registers longer than a product takes.
+#if __riscv_v_fixed_vlen == 256
+#define RILLM_MULTIPLY_ROUND(k, next)                                                   \
+  RILLM_E8 RILLM_PRODUCT(k, "v16", "v8", "v12",                                         \
+                         "vl4re8.v v8,(%[" next "])\n\taddi t0,%[" next "],128\n\t",    \
+                         "vl4re8.v v12,(t0)\n\t")
+#else
+#define RILLM_MULTIPLY_ROUND(k, next) \
+  RILLM_E8 RILLM_PRODUCT(k, "v16", "v8", "v12", "", RILLM_CODES_AT(next))
+#endif
 #define RILLM_ADD_ROUND(op) "vsetvli %[y],zero,e16," RILLM_WIDE_M ",ta,ma\n\t" RILLM_ADDS(op)
-#define RILLM_FIRST_ROUND(k, next) \
-  RILLM_MULTIPLY_ROUND(k) RILLM_CODES_AT(next) RILLM_ADD_ROUND(RILLM_INT32)
-#define RILLM_ROUND(k, next) RILLM_MULTIPLY_ROUND(k) RILLM_CODES_AT(next) RILLM_ADD_ROUND(RILLM_PLUS)
-#define RILLM_LAST_ROUND(k) RILLM_MULTIPLY_ROUND(k) RILLM_ADD_ROUND(RILLM_PLUS)
+#define RILLM_FIRST_ROUND(k, next) RILLM_MULTIPLY_ROUND(k, next) RILLM_ADD_ROUND(RILLM_INT32)
+#define RILLM_ROUND(k, next) RILLM_MULTIPLY_ROUND(k, next) RILLM_ADD_ROUND(RILLM_PLUS)
+#define RILLM_LAST_ROUND(k) \
+  RILLM_E8 RILLM_PRODUCT(k, "v16", "v8", "v12", "", "") RILLM_ADD_ROUND(RILLM_PLUS)
 #define RILLM_NUMBER(x) RILLM_TEXT(x)
 #define RILLM_TEXT(x) #x
 #define RILLM_8_REGISTERS RILLM_NUMBER(__riscv_v_fixed_vlen)  // their bytes
@@ -143,17 +75,11 @@
 #define RILLM_ADDRESSES_8                                                               \
   RILLM_ADDRESSES_4 RILLM_ADDRESS("p4", "p3") RILLM_ADDRESS("p5", "p4")                 \
   RILLM_ADDRESS("p6", "p5") RILLM_ADDRESS("p7", "p6")
-#if __riscv_v_fixed_vlen < 1024
 #define RILLM_PART RILLM_8_REGISTERS
-#else
-#define RILLM_PART "512"
-#endif
 // *out += d * factors * sums; out moves on.
 #define RILLM_OUT(store, t)                                                       \
   "vfmul.vv " t "," t ",v8\n\t" "vfmacc.vf v16,%[d]," t "\n\t" store " v16,(%[out])\n\t" \
   "addi %[out],%[out]," RILLM_PART "\n\t"
-#if __riscv_v_fixed_vlen < 512
-#define RILLM_PRODUCTS(k) RILLM_PRODUCT(k, "v16", "v8", "v12")
 #define RILLM_ADDS(op) op("v0", "v16") op("v24", "v20")
 #define RILLM_ADDRESSES                                                                 \
   RILLM_ADDRESSES_8 RILLM_ADDRESS("p8", "p7") RILLM_ADDRESS("p9", "p8")                 \
@@ -173,33 +99,6 @@
   RILLM_OUT("vs8r.v", "v0")                                                \
   "vl8re32.v v8,(%[next])\n\t" "vl8re32.v v16,(%[out])\n\t"                             \
   RILLM_OUT("vs8r.v", "v24")
-#elif __riscv_v_fixed_vlen == 512
-#define RILLM_PRODUCTS(k) \
-  RILLM_PRODUCT(k, "v16", "v8", "v10") RILLM_PRODUCT(k "+2", "v20", "v12", "v14")
-#define RILLM_ADDS(op) op("v0", "v16") RILLM_PLUS("v0", "v20")
-#define RILLM_ADDRESSES RILLM_ADDRESSES_8
-#define RILLM_ROUNDS                                                                    \
-  RILLM_FIRST_ROUND("0", "p1") RILLM_ROUND("4", "p2") RILLM_ROUND("8", "p3")            \
-  RILLM_ROUND("12", "p4") RILLM_ROUND("16", "p5") RILLM_ROUND("20", "p6")               \
-  RILLM_ROUND("24", "p7") RILLM_LAST_ROUND("28")
-#define RILLM_ADD_OUT                                                                   \
-  "vl8re32.v v8,(%[factors])\n\t" "vl8re32.v v16,(%[out])\n\t"                          \
-  "vsetvli %[y],zero,e32,m8,ta,ma\n\t" "vfcvt.f.x.v v0,v0\n\t"                          \
-  RILLM_OUT("vs8r.v", "v0")
-#else
-#define RILLM_PRODUCTS(k)                                                                      \
-  RILLM_PRODUCT(k, "v16", "v8", "v9") RILLM_PRODUCT(k "+2", "v18", "v10", "v11")               \
-  RILLM_PRODUCT(k "+4", "v20", "v12", "v13") RILLM_PRODUCT(k "+6", "v22", "v14", "v15")
-#define RILLM_ADDS(op) \
-  op("v0", "v16") RILLM_PLUS("v0", "v18") RILLM_PLUS("v0", "v20") RILLM_PLUS("v0", "v22")
-#define RILLM_ADDRESSES RILLM_ADDRESSES_4
-#define RILLM_ROUNDS                                                                    \
-  RILLM_FIRST_ROUND("0", "p1") RILLM_ROUND("8", "p2") RILLM_ROUND("16", "p3")           \
-  RILLM_LAST_ROUND("24")
-#define RILLM_ADD_OUT                                                                   \
-  "vl4re32.v v8,(%[factors])\n\t" "vl4re32.v v16,(%[out])\n\t"                          \
-  "vsetvli %[y],zero,e32,m4,ta,ma\n\t" "vfcvt.f.x.v v0,v0\n\t"                          \
-  RILLM_OUT("vs4r.v", "v0")
 #endif
 // clang-format on
 
@@ -354,94 +253,24 @@ struct ColumnTile {
     run.x = kGroups % 2 == 1 ? y : x;
   }
 
-  // Stored codes may be read kSlack bytes beyond the last column.
-  static constexpr int kSlack = kVlen;
-  static constexpr int kMaxStored = kVlen < 512 ? 2 : 4;  // tokens
-
-  // The sums of kColumns columns of stored codes, signed or below 128, for n tokens: activation k
-  // of a token is at q[first + k], the next token's 32 on.
-  template <int first, int kColumns, int n>
-  RILLM_INLINE static void sum_stored(S (&sums)[n], const int8_t* q, const uint8_t* codes) {
-    static_assert(n <= kMaxStored);
-    const int64_t vl = kRows;
-    int64_t x = q[first];
-    [[maybe_unused]] int64_t x1, x2, x3, y, y1, y2, y3;
-    [[maybe_unused]] SumGroup a, a1, a2, a3;
-    if constexpr (n >= 2) x1 = q[32 + first];
-    if constexpr (n == 4) x2 = q[64 + first], x3 = q[96 + first];
-#define RILLM_STORED(COLUMN, ...)                                                     \
-  if constexpr (kColumns == 8) RILLM_STORED_OF(RILLM_OCTETS_1(COLUMN), __VA_ARGS__);  \
-  if constexpr (kColumns == 16) RILLM_STORED_OF(RILLM_OCTETS_2(COLUMN), __VA_ARGS__); \
-  if constexpr (kColumns == 32) RILLM_STORED_OF(RILLM_OCTETS_4(COLUMN), __VA_ARGS__)
-#define RILLM_STORED_OF(text, ...)                                                            \
-  asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\tvl8re8.v v8,(%[p])\n\t" text \
-               : [p] "+&r"(codes), __VA_ARGS__                                                \
-               : [vl] "r"(vl), [q] "r"(q), [first] "i"(first), [block] "i"(kVlen)             \
-               : "vl", "vtype", "memory", RILLM_CLOBBERS)
-#define RILLM_CLOBBERS                                                                            \
-  "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", \
-      "v22", "v23"
-#define RILLM_TOKEN_0 [x] "+&r"(x), [y] "=&r"(y), [a] "=&vr"(a)
-#define RILLM_TOKEN(t) [x##t] "+&r"(x##t), [y##t] "=&r"(y##t), [a##t] "=&vr"(a##t)
-    if constexpr (n == 1) {
-      RILLM_STORED(RILLM_COLUMN_1, RILLM_TOKEN_0);
-    } else if constexpr (n == 2) {
-      RILLM_STORED(RILLM_COLUMN_2, RILLM_TOKEN_0, RILLM_TOKEN(1));
-    } else {
-#if __riscv_v_fixed_vlen >= 512
-      RILLM_STORED(RILLM_COLUMN_4, RILLM_TOKEN_0, RILLM_TOKEN(1), RILLM_TOKEN(2), RILLM_TOKEN(3));
-#endif
-    }
-    sums[0] = {a};
-    if constexpr (n >= 2) sums[1] = {a1};
-    if constexpr (n == 4) sums[2] = {a2}, sums[3] = {a3};
-#undef RILLM_TOKEN
-#undef RILLM_TOKEN_0
-#undef RILLM_STORED_OF
-#undef RILLM_STORED
-  }
-
-  // The sums of two runs of 8 columns of stored codes, for one token.
-  template <int first>
-  RILLM_INLINE static void sum_stored_pair(S (&sums)[2], const int8_t* q, const uint8_t* codes) {
-    constexpr int kRunBytes = 8 * kRows;
-    const int64_t vl = kRows;
-    int64_t x = q[first], y = q[first + 8];
-    SumGroup a, b;
-    asm volatile("vsetvli zero,%[vl],e8," RILLM_BYTES_M ",ta,ma\n\t" RILLM_DUOS
-                 : [p] "+&r"(codes), [x] "+&r"(x), [y] "+&r"(y), [a] "=&vr"(a), [b] "=&vr"(b)
-                 : [vl] "r"(vl), [q] "r"(q), [first] "i"(first), [run] "i"(kRunBytes),
-                   [back] "i"(kVlen - kRunBytes)
-                 : "vl", "vtype", "memory", RILLM_CLOBBERS);
-    sums[0] = {a};
-    sums[1] = {b};
-  }
-
   struct F {
     Part::F32 part[kParts];
   };
 
-#if !defined(__riscv_xtheadvector)  // which has its own
+#if !defined(__riscv_xtheadvector) && __riscv_v_fixed_vlen < 512  // the others have theirs
   // y[token] += d[token] * factors * (sum of 32 columns of bytes * activations), for n tokens:
   // q is [n][32]. The addresses of the codes stay in registers from token to token.
   RILLM_INLINE static void add_bytes(int n, const uint8_t* codes, const int8_t* q, const float* d,
                                      const F& factors, F* y) {
     int64_t tokens = n, x = *q, scratch;
     const uint8_t *p1, *p2, *p3;
+    const uint8_t *p4, *p5, *p6, *p7, *p8, *p9, *p10, *p11, *p12, *p13, *p14, *p15, *next;
     float scale;
 #define RILLM_P(i) [p##i] "=&r"(p##i)
-#if __riscv_v_fixed_vlen < 512
-    const uint8_t *p4, *p5, *p6, *p7, *p8, *p9, *p10, *p11, *p12, *p13, *p14, *p15, *next;
 #define RILLM_MORE                                                                     \
   RILLM_P(4), RILLM_P(5), RILLM_P(6), RILLM_P(7), RILLM_P(8), RILLM_P(9), RILLM_P(10), \
       RILLM_P(11), RILLM_P(12), RILLM_P(13), RILLM_P(14), RILLM_P(15), [next] "=&r"(next),
-#elif __riscv_v_fixed_vlen == 512
-    const uint8_t *p4, *p5, *p6, *p7;
-#define RILLM_MORE RILLM_P(4), RILLM_P(5), RILLM_P(6), RILLM_P(7),
-#else
-#define RILLM_MORE
-#endif
-    static_assert(sizeof(Part::F32) == (kVlen < 1024 ? kVlen : 512));
+    static_assert(sizeof(Part::F32) == kVlen);
     // clang-format off
     asm volatile(RILLM_ADDRESSES
         "1:\n\t" RILLM_CODES_AT("p0") "flw %[d],0(%[ds])\n\t" RILLM_ROUNDS RILLM_ADD_OUT
@@ -449,14 +278,19 @@ struct ColumnTile {
         : RILLM_P(1), RILLM_P(2), RILLM_P(3), RILLM_MORE [n] "+&r"(tokens), [q] "+&r"(q),
           [x] "+&r"(x), [y] "=&r"(scratch), [d] "=&f"(scale), [ds] "+&r"(d), [out] "+&r"(y)
         : [p0] "r"(codes), [factors] "r"(&factors)
-        : "vl", "vtype", "memory", RILLM_CLOBBERS, "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7",
+        : "vl", "vtype", "memory", "t0", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9",
+          "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23",
           "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
     // clang-format on
 #undef RILLM_MORE
 #undef RILLM_P
   }
 #endif
-#undef RILLM_CLOBBERS
 };
 
 }  // namespace rillm
+
+#undef RILLM_INT32
+#undef RILLM_X
+#undef RILLM_MACC
+#undef RILLM_MUL

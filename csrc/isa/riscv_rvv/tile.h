@@ -1,15 +1,16 @@
 // The row tiles of RVV: what layouts/ and the column kernel need (contract in isa/simd.h).
 #pragma once
 
-#include "isa/riscv_rvv/columns.h"
 #include "isa/riscv_rvv/packed.h"
+#include "isa/riscv_rvv/strips.h"
+#include "isa/riscv_rvv/wide_strips.h"
 #include "unroll.h"
 
 #define RILLM_COLUMN_TILES  // see isa/simd.h
 
 namespace rillm {
 
-struct RowTile : ColumnTile {
+struct RowTile : StripTile {
   static constexpr bool kColumnMajor = true;
   static constexpr bool kByteShifts = true;
   static constexpr int kMaxTokens = 16;
@@ -128,6 +129,10 @@ struct RowTile : ColumnTile {
   RILLM_INLINE static S sum_packed(int start, const int8_t* q, const uint8_t* strip) {
     return {rillm::sum_packed<codes, first>(start, q, strip)};
   }
+
+  // A block of Q6_K for one token, whole (riscv_xthead/alone.h), where it is true.
+  static constexpr bool kWholeQ6 = false;
+  static void add_q6_block(const uint8_t* block, const uint8_t* activations, F& y);
 
   // A sub-block's scale of every row, of which a part becomes float at a time.
   using ScaleCodes = S;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "isa/riscv_rvv/tile.h"
+#include "isa/riscv_xthead/alone.h"
 
 // rillm_part "op a", vN, part, ",c" is the instruction `op a,vM,c` on part 0 .. 3 of a group of
 // eight registers: vM = vN + 2 * part, which an operand of an asm statement has no name for.
@@ -76,7 +77,12 @@ struct Tile : RowTile {
     Run(const int8_t*, int start) : a(sset1(start)) {}
     S sum() const { return {a}; }
   };
-  static constexpr int kSlack = 0, kMaxUnits = 4;
+  static constexpr int kMaxUnits = 4;
+
+  static constexpr bool kWholeQ6 = true;
+  RILLM_INLINE static void add_q6_block(const uint8_t* block, const uint8_t* activations, F& y) {
+    rillm::add_q6_block(block, activations, reinterpret_cast<float*>(&y));
+  }
 
   // clang-format off: assembly, a line for each instruction
   // The activation at `at` from q, of one token, times column w.
@@ -117,57 +123,6 @@ struct Tile : RowTile {
 #undef RILLM_3_UNITS
 #undef RILLM_2_UNITS
 #undef RILLM_UNITS
-  }
-
-  // The sums of kColumns columns of stored codes, signed or below 128, for n tokens: activation k
-  // of a token is at q[first + k], the next token's 32 on.
-  template <int first, int kColumns, int n>
-  RILLM_INLINE static void sum_stored(S (&sums)[n], const int8_t* q, const uint8_t* codes) {
-    constexpr int kStep = n == 1 ? 4 : 2;  // with the sums they fill 24 registers
-    if constexpr (n == 1) {
-      Run run(q);
-      unroll<kColumns / kStep>([&](auto step) RILLM_INLINE {
-        W w[kStep];
-        unroll<kStep>([&](auto i) RILLM_INLINE {
-          w[i] = wload(codes + (step * kStep + i) * kRows);
-        });
-        add_units<first + step * kStep, step == 0>(run, q, w);
-      });
-      sums[0] = run.sum();
-    } else {
-      const int64_t vl = kRows;
-      SumGroup a, b;
-      unroll<kColumns / kStep>([&](auto step) RILLM_INLINE {
-        const W w[2] = {wload(codes + step * 2 * kRows), wload(codes + (step * 2 + 1) * kRows)};
-        const int8_t* at = q + first + step * 2;
-        const auto& from = *reinterpret_cast<const int8_t(*)[34]>(at);
-        int64_t x;
-#define RILLM_TOKENS(constraint, op)                                                             \
-  asm volatile("th.vsetvli zero,%[vl],e8,m4\n\t"                                                 \
-      op("a", "0", "w0") op("b", "32", "w0") RILLM_TH_MACC("a", "1", "w1") RILLM_TH_MACC("b", "33", "w1") \
-      : [a] constraint(a), [b] constraint(b), [x] "=&r"(x)                                       \
-      : [vl] "r"(vl), [q] "r"(at), "m"(from), [w0] "vr"(w[0]), [w1] "vr"(w[1])                   \
-      : "vl", "vtype")
-        if constexpr (step == 0) {
-          RILLM_TOKENS("=&vr", RILLM_TH_MUL);
-        } else {
-          RILLM_TOKENS("+vr", RILLM_TH_MACC);
-        }
-#undef RILLM_TOKENS
-      });
-      sums[0] = {a};
-      sums[1] = {b};
-    }
-  }
-
-  // The sums of two runs of 8 columns of stored codes, for one token.
-  template <int first>
-  RILLM_INLINE static void sum_stored_pair(S (&sums)[2], const int8_t* q, const uint8_t* codes) {
-    unroll<2>([&](auto i) RILLM_INLINE {
-      S sum[1];
-      sum_stored<first + 8 * i, 8>(sum, q, codes + 8 * i * kRows);
-      sums[i] = sum[0];
-    });
   }
 
   // y[token] += d[token] * factors * (sum of 32 columns of bytes * activations), for n tokens:
