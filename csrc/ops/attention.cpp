@@ -18,6 +18,11 @@ constexpr int64_t kMaxPartials = 512;
 
 static_assert(kPartition % kSlab == 0);
 
+// The vectors that a tile's query rows fill, the last one perhaps in part.
+int32_t vectors_of(const AttentionTile& tile) {
+  return (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
+}
+
 // Partitions are longer where there are many of them anyway: each leaves a state behind, which is
 // written and read again.
 int64_t partition_begin(int64_t index) {
@@ -95,7 +100,7 @@ void AttentionPlan::store(ThreadTeam& team, int thread, const CoreBatch& batch,
 void AttentionPlan::load_queries(const CoreBatch& batch, const AttentionTile& tile, int32_t kv_head,
                                  float scale, const float* qkv, float* q, float* positions) const {
   const int64_t stride = int64_t{shape_.num_heads + 2 * shape_.num_kv_heads} * shape_.head_dim;
-  const int32_t num_vectors = (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
+  const int32_t num_vectors = vectors_of(tile);
   const float to_log2 = scale * 0x1.715476p+0f;  // scores are powers of two, not of e
   for (int32_t row = 0; row < num_vectors * Simd::kLanes; ++row) {
     float* to = q + row / Simd::kLanes * shape_.head_dim * Simd::kLanes + row % Simd::kLanes;
@@ -117,7 +122,7 @@ void AttentionPlan::attend_partition(const CoreBatch& batch, const CoreCache& ca
                                      const AttentionTile& tile, int32_t kv_head, int64_t partition,
                                      float* scratch, const State& out) const {
   const int32_t dim = shape_.head_dim;
-  const int32_t num_vectors = (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
+  const int32_t num_vectors = vectors_of(tile);
   const float* queries = scratch;
   const float* positions = queries + kRows * dim;
   float* floats = scratch + kRows * (dim + 1);
@@ -249,13 +254,10 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
     return state(reinterpret_cast<float*>(partials_.data()) + index * state_floats_);
   };
   const auto num_tiles = static_cast<int64_t>(tiles_.size());
-  const auto num_vectors = [](const AttentionTile& tile) {
-    return (tile.num_rows + Simd::kLanes - 1) / Simd::kLanes;
-  };
   const auto reset = [&](const AttentionTile& tile) {
     std::fill_n(total.max, kRows, kMasked);
     std::fill_n(total.sum, kRows, 0.0f);
-    std::fill_n(total.out, int64_t{num_vectors(tile)} * shape_.head_dim * Simd::kLanes, 0.0f);
+    std::fill_n(total.out, int64_t{vectors_of(tile)} * shape_.head_dim * Simd::kLanes, 0.0f);
   };
   const int64_t num_partials = first_partial_.back();
   const auto attend = cache.config.ggml_type == 1 ? &AttentionPlan::attend_partition<F16Chunk>
@@ -287,11 +289,11 @@ void AttentionPlan::attend(ThreadTeam& team, int thread, const CoreBatch& batch,
     reset(tile);
     for (int64_t p = 0; p < first_partial_[t + 1] - first_partial_[t]; ++p) {
       if (split_) {
-        fold(total, partial(kv_head * num_partials + first_partial_[t] + p), num_vectors(tile),
+        fold(total, partial(kv_head * num_partials + first_partial_[t] + p), vectors_of(tile),
              shape_.head_dim);
       } else {
         attend_partition(tile, kv_head, p, scratch, part);
-        fold(total, part, num_vectors(tile), shape_.head_dim);
+        fold(total, part, vectors_of(tile), shape_.head_dim);
       }
     }
     write(batch, tile, kv_head, total, out);
