@@ -79,9 +79,11 @@
 #define RILLM_SCALE(t, by) RILLM_OP("vfmul.vv", t, t, by)
 #define RILLM_FMA(to, scalar, by) RILLM_OP("vfmacc.vf", to, scalar, by)
 
-// Two tokens, a run of 32 columns. A half of the rows: sums in a, a2 and b, b2; f and c are the
-// registers of their addresses, y0 and y1 what goes to those of the tokens' sums. MIN keeps its
-// text where a row has a min: constants times the sum of the activations, of which ft2 and ft3 are.
+// Two tokens, a run of 32 columns. Half of the rows are two parts: their sums are in a, a2 and b, b2,
+// the first part's factors at f; LOAD_C, LOAD_F2, LOAD_C2 load its constants and the second part's
+// factors and constants, each where a group has become free. t1, t2: where the tokens' sums of a part
+// are; ft0, ft1: d of the tokens. MIN keeps its text where a row has a min: ft2, ft3: sums of
+// activations.
 #if defined(__riscv_xtheadvector)
 #define RILLM_HALF_SUMS RILLM_VTYPE("e16,m4")
 #define RILLM_FLOATS(to, to2, from, from2) RILLM_TH "vfwcvt.f.x.v " to "," from "\n\t"
