@@ -123,9 +123,9 @@ struct QuantizedKernel {
   template <class ToFloat>
   RILLM_INLINE static void add_scaled(const typename PackedScales::Sub& sub, const Activations& x,
                                       ToFloat&& to_float, Tile::F* y) {
-    const float d = x.d(0);
+    const float d = x.d();
     float sum = 0.0f;
-    if constexpr (Reader::kHasMin) sum = static_cast<float>(x.sum(0, 0, kStrip));
+    if constexpr (Reader::kHasMin) sum = static_cast<float>(x.sum(0, kStrip));
     asm volatile("" : "+r"(y));  // one pointer, not one for each part that is kept on the stack
     unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
       Tile::P strip = to_float(part);
@@ -156,7 +156,7 @@ struct QuantizedKernel {
           constexpr int kParts = Tile::kParts / Tile::kWides;
           unroll<kParts>([&](auto i) RILLM_INLINE {
             constexpr int kPart = wide * kParts + i;
-            Tile::padd(block_sums->part[kPart], Tile::template to_float<kPart>(total), x.d(0));
+            Tile::padd(block_sums->part[kPart], Tile::template to_float<kPart>(total), x.d());
           });
         }
       });
@@ -169,10 +169,10 @@ struct QuantizedKernel {
     asm volatile("" : "+r"(y));
     const auto& first = scale.sub(kSubs * strip);
     const auto& second = scale.sub(kSubs * strip + 1);
-    const int32_t sum = x.sum(0, 0, kSubColumns), next = x.sum(0, kSubColumns, kSubColumns);
+    const int32_t sum = x.sum(0, kSubColumns), next = x.sum(kSubColumns, kSubColumns);
     unroll<Tile::kParts>([&](auto part) RILLM_INLINE {
       const Tile::P mins = Tile::template products_to_float<part>(first.min, sum, second.min, next);
-      Tile::padd(y->part[part], Tile::pmul(mins, Tile::pload(scale.m().part[part])), -x.d(0));
+      Tile::padd(y->part[part], Tile::pmul(mins, Tile::pload(scale.m().part[part])), -x.d());
     });
   }
   // At the end of a block: y += block's d * sums.
@@ -186,12 +186,12 @@ struct QuantizedKernel {
     });
   }
 
-  // The same for a strip of one scale: sum_run(run) gives the integer sums of a run.
-  template <class SumRun>
-  RILLM_INLINE static void add_token(const PackedScales& scale, int strip, SumRun&& sum_run,
+  // The same for a strip of one scale.
+  RILLM_INLINE static void add_token(const PackedScales& scale, int strip, const uint8_t* data,
                                      const Activations& x, Tile::F* y) {
     Tile::S sums[kRuns];
-    unroll<kRuns>([&](auto run) RILLM_INLINE { sums[run] = sum_run(run); });
+    unroll<kRuns>([&](auto run)
+                      RILLM_INLINE { sums[run] = Sums::template sum_packed<run * kRun>(x, data); });
     constexpr bool kAtOnce = kRuns == 1 && Tile::kFloatsAtOnce;
     Tile::P floats[Tile::kParts];
     if constexpr (kAtOnce) Tile::to_floats(sums[0], floats);
@@ -224,10 +224,7 @@ struct QuantizedKernel {
       } else if constexpr (kIntegerScales) {
         add_integer(scale, strip, data, x, &block_sums, &y);
       } else {
-        const auto sum_run = [&](auto run) RILLM_INLINE {
-          return Sums::template sum_packed<run * kRun>(x, data);
-        };
-        add_token(scale, strip, sum_run, x, &y);
+        add_token(scale, strip, data, x, &y);
       }
       data += strip_bytes(codes);
       activations += kStripActivationBytes;

@@ -15,23 +15,23 @@
 namespace rillm {
 namespace {
 
-// One strip of some tokens of a group (ops/activations.h), from the token that q points at.
+// One strip of a token of a group (ops/activations.h) and of those after it.
 struct Activations {
   const int8_t* q;
   const uint8_t* numbers;
   int64_t stride;  // bytes between a token's numbers
 
   Activations from(int token) const { return {q + kStrip * token, numbers + 4 * token, stride}; }
-  float d(int token) const { return read<float>(token, 0); }
+  float d() const { return read<float>(0); }
   const float* ds() const { return reinterpret_cast<const float*>(numbers); }
   // The sum of activations first .. first + count - 1: a half of the strip, or all of it.
-  int32_t sum(int token, int first, int count) const {
-    return read<int32_t>(token, count == kStrip ? 3 : 1 + first / 16);
+  int32_t sum(int first, int count) const {
+    return read<int32_t>(count == kStrip ? 3 : 1 + first / 16);
   }
   template <class Number>
-  Number read(int token, int index) const {
+  Number read(int index) const {
     Number number;
-    const void* from = numbers + 4 * token + index * stride;
+    const void* from = numbers + index * stride;
     std::memcpy(&number, __builtin_assume_aligned(from, 4), sizeof number);
     return number;
   }
@@ -82,11 +82,11 @@ struct ColumnSums {
   RILLM_INLINE static Tile::S sum_packed(const Activations& x, const uint8_t* strip) {
     if constexpr (packed_columns(codes) > 0) {
       static_assert(packed_columns(codes) == kRun);
-      const int start = kUnsigned ? -kCentre * x.sum(0, first, kRun) : 0;
+      const int start = kUnsigned ? -kCentre * x.sum(first, kRun) : 0;
       return Tile::template sum_packed<codes, first>(start, x.q, strip);
     }
-    Tile::Run run = kUnsigned ? Tile::Run(x.q + first, -kCentre * x.sum(0, first, kRun))
-                              : Tile::Run(x.q + first);
+    Tile::Run run =
+        kUnsigned ? Tile::Run(x.q + first, -kCentre * x.sum(first, kRun)) : Tile::Run(x.q + first);
     unroll<count_steps()>([&](auto step) RILLM_INLINE {
       constexpr int kBegin = first / Tile::kGroup + begin(step);
       constexpr int kUnits = std::min(begin(step + 1), kUnitsOfRun) - begin(step);

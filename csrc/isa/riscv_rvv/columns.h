@@ -3,11 +3,11 @@
 //
 // A core that runs in order waits for a load that the next instruction needs. So the activation of
 // the next column is loaded before the products of this one (after the last column, a byte that
-// nobody uses), and stored codes a block ahead. Compilers move a load back to where it is used, and
+// nobody uses). Compilers move a load back to where it is used, and
 // copy sums that are handed from intrinsic to intrinsic.
 //
-// Names in the texts: x, y: the activation of this column and the next, of token 0; x1, y1 of token
-// 1 ..; a, b: the sums. kFirst: the column that the text begins with.
+// Names in the texts: x, y: the activation of this column and the next; a, b: the sums; first: the
+// column that the text begins with.
 #pragma once
 
 #include <cstdint>
@@ -70,22 +70,18 @@
 #define RILLM_TEXT(x) #x
 #define RILLM_8_REGISTERS RILLM_NUMBER(__riscv_v_fixed_vlen)  // their bytes
 #define RILLM_ADDRESS(p, before) "addi %[" p "],%[" before "]," RILLM_8_REGISTERS "\n\t"
-#define RILLM_ADDRESSES_4 \
-  RILLM_ADDRESS("p1", "p0") RILLM_ADDRESS("p2", "p1") RILLM_ADDRESS("p3", "p2")
-#define RILLM_ADDRESSES_8                                                               \
-  RILLM_ADDRESSES_4 RILLM_ADDRESS("p4", "p3") RILLM_ADDRESS("p5", "p4")                 \
-  RILLM_ADDRESS("p6", "p5") RILLM_ADDRESS("p7", "p6")
-#define RILLM_PART RILLM_8_REGISTERS
 // *out += d * factors * sums; out moves on.
-#define RILLM_OUT(store, t)                                                       \
-  "vfmul.vv " t "," t ",v8\n\t" "vfmacc.vf v16,%[d]," t "\n\t" store " v16,(%[out])\n\t" \
-  "addi %[out],%[out]," RILLM_PART "\n\t"
+#define RILLM_OUT(t)                                                              \
+  "vfmul.vv " t "," t ",v8\n\t" "vfmacc.vf v16,%[d]," t "\n\tvs8r.v v16,(%[out])\n\t" \
+  "addi %[out],%[out]," RILLM_8_REGISTERS "\n\t"
 #define RILLM_ADDS(op) op("v0", "v16") op("v24", "v20")
 #define RILLM_ADDRESSES                                                                 \
-  RILLM_ADDRESSES_8 RILLM_ADDRESS("p8", "p7") RILLM_ADDRESS("p9", "p8")                 \
+  RILLM_ADDRESS("p1", "p0") RILLM_ADDRESS("p2", "p1") RILLM_ADDRESS("p3", "p2")         \
+  RILLM_ADDRESS("p4", "p3") RILLM_ADDRESS("p5", "p4") RILLM_ADDRESS("p6", "p5")         \
+  RILLM_ADDRESS("p7", "p6") RILLM_ADDRESS("p8", "p7") RILLM_ADDRESS("p9", "p8")         \
   RILLM_ADDRESS("p10", "p9") RILLM_ADDRESS("p11", "p10") RILLM_ADDRESS("p12", "p11")    \
   RILLM_ADDRESS("p13", "p12") RILLM_ADDRESS("p14", "p13") RILLM_ADDRESS("p15", "p14")   \
-  "addi %[next],%[factors]," RILLM_PART "\n\t"
+  "addi %[next],%[factors]," RILLM_8_REGISTERS "\n\t"
 #define RILLM_ROUNDS                                                                    \
   RILLM_FIRST_ROUND("0", "p1") RILLM_ROUND("2", "p2") RILLM_ROUND("4", "p3")            \
   RILLM_ROUND("6", "p4") RILLM_ROUND("8", "p5") RILLM_ROUND("10", "p6")                 \
@@ -96,9 +92,9 @@
 #define RILLM_ADD_OUT                                                                   \
   "vl8re32.v v8,(%[factors])\n\t" "vl8re32.v v16,(%[out])\n\t"                          \
   "vsetvli %[y],zero,e32,m8,ta,ma\n\t" "vfcvt.f.x.v v0,v0\n\t" "vfcvt.f.x.v v24,v24\n\t" \
-  RILLM_OUT("vs8r.v", "v0")                                                \
+  RILLM_OUT("v0")                                                \
   "vl8re32.v v8,(%[next])\n\t" "vl8re32.v v16,(%[out])\n\t"                             \
-  RILLM_OUT("vs8r.v", "v24")
+  RILLM_OUT("v24")
 #endif
 // clang-format on
 
@@ -263,26 +259,21 @@ struct ColumnTile {
   RILLM_INLINE static void add_bytes(int n, const uint8_t* codes, const int8_t* q, const float* d,
                                      const F& factors, F* y) {
     int64_t tokens = n, x = *q, scratch;
-    const uint8_t *p1, *p2, *p3;
-    const uint8_t *p4, *p5, *p6, *p7, *p8, *p9, *p10, *p11, *p12, *p13, *p14, *p15, *next;
+    const uint8_t *p1, *p2, *p3, *p4, *p5, *p6, *p7, *p8, *p9, *p10, *p11, *p12, *p13, *p14, *p15;
+    const uint8_t* next;
     float scale;
 #define RILLM_P(i) [p##i] "=&r"(p##i)
-#define RILLM_MORE                                                                     \
-  RILLM_P(4), RILLM_P(5), RILLM_P(6), RILLM_P(7), RILLM_P(8), RILLM_P(9), RILLM_P(10), \
-      RILLM_P(11), RILLM_P(12), RILLM_P(13), RILLM_P(14), RILLM_P(15), [next] "=&r"(next),
     static_assert(sizeof(Part::F32) == kVlen);
     // clang-format off
     asm volatile(RILLM_ADDRESSES
         "1:\n\t" RILLM_CODES_AT("p0") "flw %[d],0(%[ds])\n\t" RILLM_ROUNDS RILLM_ADD_OUT
         "addi %[q],%[q],32\n\taddi %[ds],%[ds],4\n\taddi %[n],%[n],-1\n\tbnez %[n],1b"
-        : RILLM_P(1), RILLM_P(2), RILLM_P(3), RILLM_MORE [n] "+&r"(tokens), [q] "+&r"(q),
-          [x] "+&r"(x), [y] "=&r"(scratch), [d] "=&f"(scale), [ds] "+&r"(d), [out] "+&r"(y)
+        : RILLM_P(1), RILLM_P(2), RILLM_P(3), RILLM_P(4), RILLM_P(5), RILLM_P(6), RILLM_P(7),
+          RILLM_P(8), RILLM_P(9), RILLM_P(10), RILLM_P(11), RILLM_P(12), RILLM_P(13), RILLM_P(14),
+          RILLM_P(15), [next] "=&r"(next), [n] "+&r"(tokens), [q] "+&r"(q), [x] "+&r"(x), [y] "=&r"(scratch), [d] "=&f"(scale), [ds] "+&r"(d), [out] "+&r"(y)
         : [p0] "r"(codes), [factors] "r"(&factors)
-        : "vl", "vtype", "memory", "t0", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9",
-          "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23",
-          "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+        : RILLM_ALL_VECTORS, "t0");
     // clang-format on
-#undef RILLM_MORE
 #undef RILLM_P
   }
 #endif

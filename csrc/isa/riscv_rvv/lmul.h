@@ -18,6 +18,12 @@
 #define RILLM_VECTOR(type, eighths) \
   type __attribute__((riscv_rvv_vector_bits(__riscv_v_fixed_vlen / 8 * (eighths))))
 
+// What assembly that uses all vector registers overwrites.
+#define RILLM_ALL_VECTORS                                                                        \
+  "vl", "vtype", "memory", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10",    \
+      "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", \
+      "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31"
+
 namespace rillm {
 
 inline constexpr int kVlen = __riscv_v_fixed_vlen;  // bits of a vector register

@@ -193,10 +193,8 @@ struct StripTile : ColumnTile {
       : [q] "+&r"(q), [ds] "+&r"(d), [out] "+&r"(y), [x] "+&r"(x), __VA_ARGS__                     \
       : [codes] "r"(codes), [factors] "r"(&factors), [end] "r"(q + 32 * n), [column] "i"(kRows),   \
         [quad] "i"(4 * kRows), [part] "i"(kRows), [row] "i"(4 * kRows), [x_sum] "i"(12 * n)        \
-      : "vl", "vtype", "memory", "t0", "t1", "t2", "t3", "t4", "s2", "s3", "s4", "s5", "s6", "s7", \
-        "s8", "s9", "s10", "ft0", "ft1", "ft2", "ft3", "v0", "v1", "v2", "v3", "v4", "v5", "v6",   \
-        "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19",    \
-        "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31")
+      : RILLM_ALL_VECTORS, "t0", "t1", "t2", "t3", "t4", "s2", "s3", "s4", "s5", "s6", "s7", "s8", \
+        "s9", "s10", "ft0", "ft1", "ft2", "ft3")
 #define RILLM_ALL(...) __VA_ARGS__
 #define RILLM_NONE(...)
 

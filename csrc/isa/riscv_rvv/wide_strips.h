@@ -275,10 +275,6 @@ struct StripTile : ColumnTile {
 #else
 #define RILLM_ADDRESS_OPERANDS RILLM_3_BLOCKS
 #endif
-#define RILLM_ALL_VECTORS                                                                        \
-  "vl", "vtype", "memory", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10",    \
-      "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", \
-      "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31"
 
   // y[token] += d[token] * (factors * (sum of codes * q) + constants * (sum of q)) for n tokens:
   // of stored codes, signed or below 128, in runs of 32 or 16 columns; q is [n][32], and d [n] is
@@ -374,7 +370,6 @@ struct StripTile : ColumnTile {
 #undef RILLM_MORE_BLOCKS
 #undef RILLM_X_1
   }
-#undef RILLM_ALL_VECTORS
 #undef RILLM_ADDRESS_OPERANDS
 #undef RILLM_7_BLOCKS
 #undef RILLM_3_BLOCKS

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "isa/riscv_rvv/lmul.h"
+
 namespace rillm {
 
 // clang-format off: assembly, a line for each instruction
@@ -60,10 +62,7 @@ inline void add_q6_block(const uint8_t* block, const uint8_t* activations, float
         [y] "+&r"(y)
       : [end] "r"(end), [four] "r"(four), [sixteen] "r"(sixteen), [sums] "r"(sums),
         [mask] "r"(mask), [bias] "f"(bias)
-      : "vl", "vtype", "memory", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "ft0", "v0", "v1", "v2",
-        "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16",
-        "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29",
-        "v30", "v31");
+      : RILLM_ALL_VECTORS, "t0", "t1", "t2", "t3", "t4", "t5", "t6", "ft0");
 }
 // clang-format on
 
